@@ -1,0 +1,317 @@
+"""What params.yaml may say: one frozen, strict section a stage, and the one loader."""
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from voiceflow.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all configuration: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SplitCounts(Section):
+    """Simulated conversations in each split."""
+
+    train: int = Field(ge=1)
+    dev: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class ConditionWeights(Section):
+    """How often each acoustic condition is drawn for training; held-out splits take all in turn."""
+
+    close: float = Field(ge=0)
+    room: float = Field(ge=0)
+    far: float = Field(ge=0)
+    telephone: float = Field(ge=0)
+
+
+class TurnTakingConfig(Section):
+    """How people take turns in simulated conversations."""
+
+    turn_median_s: float = Field(gt=0)
+    """Median of the log-normal turn length."""
+    turn_sigma: float = Field(gt=0)
+    """Standard deviation of the logarithm of the turn length."""
+    gap_mean_s: float
+    """Mean of the Gaussian offset between turns; negative offsets are overlaps."""
+    gap_sigma_s: float = Field(gt=0)
+    """Standard deviation of that offset."""
+    pause_mean_s: float = Field(gt=0)
+    """Mean of the exponential silence that follows some turns."""
+    pause_probability: float = Field(ge=0, le=1)
+    """How often a turn is followed by such a silence."""
+    backchannel_probability: float = Field(ge=0, le=1)
+    """How often somebody else speaks briefly inside a turn."""
+
+
+class PrepareConfig(Section):
+    """How conversations are made from utterances."""
+
+    corpus: str
+    """Folder of utterances: utterances.csv, a LibriSpeech-style tree, or a lhotse manifest."""
+    recorded: str | None
+    """Folder of recorded conversations (audio and RTTM) taken as they are; null for none."""
+    seed: int = Field(ge=0)
+    """Everything random follows from it: the same seed gives the same bytes."""
+    conversations: SplitCounts
+    conversation_s: float = Field(ge=10, le=3600)
+    """Length of each conversation."""
+    heldout_fraction: float = Field(gt=0, lt=0.5)
+    """Share of eligible speakers kept for dev, and again for test."""
+    heldout_exclude: str
+    """Regular expression of speaker ids that only train, such as ids that may be several people."""
+    num_speakers_weights: list[float] = Field(min_length=1, max_length=8)
+    """Relative frequency of conversations with 1, 2, ... speakers."""
+    conditions: ConditionWeights
+    turn_taking: TurnTakingConfig
+    speed_range: tuple[float, float] = Field(strict=False)
+    """Speed factors drawn for each training voice: a changed speed is a new voice."""
+    level_dbfs_range: tuple[float, float] = Field(strict=False)
+    """Level of speech in dB relative to full scale, drawn for each conversation."""
+    num_workers: int = Field(ge=0)
+    """Processes; 0 takes all cores. The result does not depend on it."""
+
+
+class ValidateConfig(Section):
+    """Bounds of the data checks; a critical fault refuses the data, a warning does not."""
+
+    sample_rate_hz: int
+    min_duration_s: float = Field(gt=0)
+    max_duration_s: float = Field(gt=0)
+    max_silence_fraction: float = Field(gt=0, le=1)
+    """Share of 10 ms frames below `silence_dbfs` at which a recording counts as silent."""
+    silence_dbfs: float
+    max_clipped_fraction: float = Field(gt=0, lt=1)
+    """Share of samples at full scale."""
+    min_band_energy_ratio: float = Field(gt=0, lt=1)
+    """Least share of energy below 1 kHz: audio labelled with too low a rate is shifted down and fails a bound."""
+    max_low_band_ratio: float = Field(gt=0, le=1)
+    """Most share of energy below 110 Hz: speech slowed by a wrong rate moves there."""
+    min_label_contrast_db: float
+    """Least level of labelled over unlabelled audio, in dB, for labels that agree with the energy."""
+    min_speakers: dict[str, int]
+    """Least number of distinct speakers in each split."""
+
+
+class TrainConfig(Section):
+    """How the network is trained."""
+
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    """Optimiser steps of the whole schedule."""
+    batch_size: int = Field(ge=1)
+    chunk_s: float = Field(ge=2)
+    """Length of the training excerpts in the first part of the schedule."""
+    long_chunk_s: float = Field(ge=2)
+    """Length in the second part, with proportionally fewer excerpts in a batch."""
+    long_from: float = Field(ge=0, le=1)
+    """Share of the schedule after which excerpts are long."""
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0)
+    average_decay: float = Field(ge=0, lt=1)
+    """Decay of the moving average of weights that is evaluated and exported."""
+    evaluate_every_steps: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    """Evaluations without a better dev DER before training stops."""
+    checkpoint_every_steps: int = Field(ge=1)
+    max_minutes: float | None = Field(gt=0)
+    """Wall-clock limit; the learning rate follows whichever of steps and time is further on."""
+    bf16: bool
+    """bfloat16 autocast; accumulations and the decoder stay float32."""
+    num_threads: int = Field(ge=0)
+    """Torch threads; 0 takes torch's default."""
+    init_from: Literal["scratch", "pretrained"]
+    """Random weights, or the weights that ship in the package."""
+
+
+class ModelConfig(Section):
+    """Shape of the network."""
+
+    hidden: int = Field(ge=8)
+    """Width of the recurrent layers."""
+    num_layers: int = Field(ge=1)
+    value_dims: int = Field(ge=4)
+    """Values of a frame kept for the look-ahead attention."""
+    key_dims: int = Field(ge=2)
+    num_heads: int = Field(ge=1)
+    embedding_dims: int = Field(ge=4)
+    past_steps: int = Field(ge=0)
+    """Steps before the answered one that attention may look back on."""
+    max_lookahead_steps: int = Field(ge=0)
+    num_slots: int = Field(ge=1, le=16)
+    confirm_steps: float = Field(gt=0)
+    """Clean speech, in steps, after which a new voice keeps its slot for good."""
+    profile_steps: float = Field(gt=0)
+    """Steps over which a speaker's profile is averaged at most."""
+
+
+class DecisionConfig(Section):
+    """From activities to turns; tuned on dev, written into the model file, which wins."""
+
+    onset: float = Field(gt=0, lt=1)
+    offset: float = Field(gt=0, lt=1)
+    min_on_s: float = Field(ge=0)
+    min_off_s: float = Field(ge=0)
+
+
+class EvaluateConfig(Section):
+    """How models are scored, and the DER gate."""
+
+    latency_s: float = Field(gt=0)
+    """Latency at which the headline figures are measured."""
+    collars_per_side_s: list[float]
+    max_der: float = Field(gt=0)
+    """Gate: strict DER over the test split, as a fraction."""
+    max_der_per_slice: float = Field(gt=0)
+    """Gate: strict DER of the worst slice of at least `min_slice_recordings` recordings."""
+    min_slice_recordings: int = Field(ge=1)
+    max_flips_per_minute: float = Field(gt=0)
+    """Gate: label flips, the mark of unstable identities."""
+
+
+class ExportConfig(Section):
+    """Which files are written, and their gates."""
+
+    opset: int = Field(ge=17)
+    max_parity_difference: float = Field(gt=0)
+    """Gate: largest difference of activity between torch and ONNX fp32 over whole streams."""
+    max_int8_der_difference: float = Field(gt=0)
+    """Gate: int8 DER above fp32 on any slice, as a fraction."""
+    max_size_mb: float = Field(gt=0)
+    max_state_kib: float = Field(gt=0)
+
+
+class LatencyConfig(Section):
+    """How one model step is timed, and the latency gate of each device."""
+
+    batch_sizes: list[int] = Field(min_length=1)
+    repeats: int = Field(ge=10)
+    warmup: int = Field(ge=1)
+    max_p99_ms: dict[str, dict[str, float] | Literal["unmeasured"]]
+    """Gate per device: p99 in ms by batch size. `unmeasured` refuses on that device."""
+    min_streams_per_core: float = Field(gt=0)
+    """Gate: streams held in real time by one thread at the best batch size (CPU)."""
+
+
+class PromoteConfig(Section):
+    """When a model becomes challenger or champion."""
+
+    not_worse_margin: float = Field(ge=0)
+    """DER, as a fraction, by which a slice may be worse and still count as not worse."""
+    bootstrap_resamples: int = Field(ge=100)
+    seed: int = Field(ge=0)
+
+
+class StreamingConfig(Section):
+    """Defaults and limits of live streams."""
+
+    latency_s: float = Field(gt=0)
+    tick_ms: float = Field(ge=0)
+    """Least time between two batched steps; larger makes larger batches."""
+    max_batch: int = Field(ge=1)
+    max_streams: int = Field(ge=1)
+    idle_s: float = Field(gt=0)
+    """A stream without a message for this long is closed with 4408."""
+    max_packet_bytes: int = Field(ge=1)
+    max_queued_audio_s: float = Field(gt=0)
+    """Audio that may wait for the engine before reading from the socket pauses."""
+    max_unsent_messages: int = Field(ge=1)
+    """Answers a client may leave unread before it is closed."""
+
+
+class Params(Section):
+    """The whole of params.yaml, less its profiles."""
+
+    prepare: PrepareConfig
+    validate_: ValidateConfig = Field(alias="validate")
+    model: ModelConfig
+    train: TrainConfig
+    decision: DecisionConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    latency: LatencyConfig
+    promote: PromoteConfig
+    streaming: StreamingConfig
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.decision.offset > self.decision.onset:
+            raise ValueError("decision.offset must not exceed decision.onset")
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_params(path: Path | None = None, *, profile: str | None = None) -> Params:
+    """Read params.yaml with one of its profiles laid over it.
+
+    Args:
+        path: The file; by default ./params.yaml, and where there is none the released
+            one that the package carries.
+        profile: A key of its `profiles`, or None for the plain values.
+
+    Raises:
+        ConfigError: Missing file, not YAML, unknown profile, unknown or wrong value.
+    """
+    text, name = _params_text(path)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{name} is not YAML: {err}") from err
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: expected sections such as 'prepare:' and 'train:', got {type(raw).__name__}")
+    profiles = raw.pop("profiles", None) or {}
+    if profile is not None:
+        if profile not in profiles:
+            raise ConfigError(f"{name}: expected a profile of {sorted(profiles)}, got {profile!r}")
+        raw = _overlay(raw, profiles[profile])
+    return parse_config(Params, json.dumps(raw), name=name)
+
+
+def _params_text(path: Path | None) -> tuple[str, str]:
+    if path is None and Path("params.yaml").is_file():
+        path = Path("params.yaml")
+    if path is None:
+        return importlib.resources.files("voiceflow.pretrained").joinpath("params.yaml").read_text(), "params.yaml"
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except OSError as err:
+        raise ConfigError(f"{path} cannot be read ({err.strerror}); run from the repository or pass --params") from err
+
+
+def parse_config(section: type[S], text: str, *, name: str = "configuration") -> S:
+    """Parse one section from JSON text.
+
+    Raises:
+        ConfigError: Listing each wrong value with its path.
+    """
+    try:
+        return section.model_validate_json(text)
+    except ValidationError as err:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (got {fault['input']!r})"
+            for fault in err.errors()
+        )
+        raise ConfigError(f"{name}: {faults}") from err
+
+
+def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _overlay(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,101 @@
+"""Log-mel features, 80 bins every 10 ms: one implementation for training, files and streams."""
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+from voiceflow.timebase import FRAME_HOP_SAMPLES, SAMPLE_RATE_HZ, STEP_FRAMES, STEP_SAMPLES
+
+FloatArray = npt.NDArray[np.float32]
+
+NUM_MEL_BINS = 80
+WINDOW_SAMPLES = 400
+"""A frame sees 25 ms: the 240 samples before its 10 ms hop and the hop itself."""
+HISTORY_SAMPLES = WINDOW_SAMPLES - FRAME_HOP_SAMPLES
+FFT_SAMPLES = 512
+STEP_FEATURES = NUM_MEL_BINS * STEP_FRAMES
+"""Features of one model step: 8 frames of 80 bins, flat."""
+ENERGY_FLOOR = 1e-8
+
+
+def mel_filters() -> FloatArray:
+    """Triangular filters from 20 to 7600 Hz on the HTK mel scale.
+
+    Returns:
+        Weights of shape (257, 80), float32.
+
+    Source:
+        Young et al., The HTK Book, equation 5.13.
+    """
+    low_mel, high_mel = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (20.0, 7600.0))
+    edges_hz = 700.0 * (10.0 ** (np.linspace(low_mel, high_mel, NUM_MEL_BINS + 2) / 2595.0) - 1.0)
+    bins_hz = np.fft.rfftfreq(FFT_SAMPLES, 1.0 / SAMPLE_RATE_HZ)[:, None]
+    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
+    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+_WINDOW = np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
+_FILTERS = mel_filters()
+
+
+def log_mel(samples_N: FloatArray) -> FloatArray:
+    """Log-mel energies of audio that carries its 240 samples of history in front.
+
+    Args:
+        samples_N: Mono float32 at 16 kHz, shape (240 + 160 T,).
+
+    Returns:
+        Natural logarithm of mel energy, floored at 1e-8, shape (T, 80), float32.
+    """
+    num_frames = (len(samples_N) - HISTORY_SAMPLES) // FRAME_HOP_SAMPLES
+    frames_TN = np.lib.stride_tricks.sliding_window_view(samples_N, WINDOW_SAMPLES)[::FRAME_HOP_SAMPLES][:num_frames]
+    spectrum_TF = scipy.fft.rfft(frames_TN * _WINDOW, n=FFT_SAMPLES, axis=1)
+    power_TF = spectrum_TF.real**2 + spectrum_TF.imag**2
+    # einsum would be slower; a matrix product of 8 rows gives the same bits for the same 8 rows.
+    mel_TF = (power_TF @ _FILTERS) / np.float32(WINDOW_SAMPLES)
+    features: FloatArray = np.log(np.maximum(mel_TF, np.float32(ENERGY_FLOOR)))
+    return features
+
+
+class FeatureStream:
+    """Cuts one stream into model steps and computes each step's features.
+
+    A step is always computed from exactly 8 frames, so features are the same bits
+    whatever the packet sizes were.
+    """
+
+    def __init__(self) -> None:
+        self._pending = np.zeros(HISTORY_SAMPLES, np.float32)
+        self.num_samples = 0
+        """Samples received so far."""
+
+    def push(self, samples_N: FloatArray) -> list[FloatArray]:
+        """Take 16 kHz samples, return the features of each step completed, shape (640,)."""
+        self.num_samples += len(samples_N)
+        self._pending = np.concatenate([self._pending, samples_N])
+        steps = []
+        start = 0
+        while len(self._pending) - start >= HISTORY_SAMPLES + STEP_SAMPLES:
+            block_N = self._pending[start : start + HISTORY_SAMPLES + STEP_SAMPLES]
+            steps.append(log_mel(block_N).reshape(STEP_FEATURES))
+            start += STEP_SAMPLES
+        self._pending = self._pending[start:]
+        return steps
+
+    def flush(self) -> list[FloatArray]:
+        """Complete a partial last step with silence and return it; empty if there is none."""
+        missing = -(len(self._pending) - HISTORY_SAMPLES) % STEP_SAMPLES
+        if len(self._pending) == HISTORY_SAMPLES:
+            return []
+        received = self.num_samples
+        steps = self.push(np.zeros(missing, np.float32))
+        self.num_samples = received
+        return steps
+
+
+def step_features(samples_N: FloatArray) -> FloatArray:
+    """Features of a whole recording, shape (steps, 640); the last step is completed with silence."""
+    stream = FeatureStream()
+    steps = stream.push(samples_N) + stream.flush()
+    return np.stack(steps) if steps else np.zeros((0, STEP_FEATURES), np.float32)

@@ -1,0 +1,1 @@
+"""Conversations made from utterances: corpora, speech boundaries, rooms, turn taking."""

@@ -1,0 +1,89 @@
+"""Training excerpts: features and activities of whole recordings in memory, random pieces of them as batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from voiceflow.audio import FloatArray
+from voiceflow.features import NUM_MEL_BINS, step_features
+from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, STEP_FRAMES, STEP_S
+from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
+
+MAX_SPEAKERS = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One recording: log-mel features (T, 640) in half precision, activity (T, 8) of its first 8 speakers."""
+
+    name: str
+    features_TF: npt.NDArray[np.float16]
+    active_TS: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Excerpts: features (B, K, 640), activity (B, K, 8), look-ahead (B,)."""
+
+    features_BKF: Tensor
+    active_BKS: Tensor
+    lookahead_B: Tensor
+
+
+def make_example(name: str, samples_N: FloatArray, turns: Sequence[Turn]) -> Example:
+    """Features and activities on the 80 ms grid; a speaker is active in a step he fills by half."""
+    features_TF = step_features(samples_N)
+    speakers = speakers_in_order(turns)[:MAX_SPEAKERS]
+    known = [turn for turn in turns if turn.speaker in speakers]
+    activity = turns_to_activity(known, speakers=speakers, num_frames=len(features_TF), frame_s=STEP_S)
+    active_TS = np.zeros((len(features_TF), MAX_SPEAKERS), np.bool_)
+    active_TS[:, : len(speakers)] = activity >= 0.5
+    return Example(name, features_TF.astype(np.float16), active_TS)
+
+
+class BatchSampler:
+    """Draws batches; the draw of step n depends on the seed and n alone, so that a resumed run sees the same."""
+
+    def __init__(self, examples: Sequence[Example], *, seed: int) -> None:
+        if not examples:
+            raise ValueError("expected at least one training example")
+        self.examples = examples
+        self.seed = seed
+
+    def draw(self, step: int, *, batch_size: int, num_steps: int) -> Batch:
+        """The batch of optimiser step `step`: excerpts of `num_steps` model steps each."""
+        rng = np.random.default_rng((self.seed, step))
+        lookaheads = np.array(list(LOOKAHEAD_STEPS_BY_LATENCY_S.values()))
+        features = np.zeros((batch_size, num_steps, self.examples[0].features_TF.shape[1]), np.float32)
+        active = np.zeros((batch_size, num_steps, MAX_SPEAKERS), np.bool_)
+        for row in range(batch_size):
+            example = self.examples[int(rng.integers(len(self.examples)))]
+            length = min(num_steps, len(example.features_TF))
+            start = int(rng.integers(len(example.features_TF) - length + 1))
+            features[row, :length] = _augment(rng, example.features_TF[start : start + length].astype(np.float32))
+            features[row, length:] = features[row, :length].min()
+            active[row, :length] = example.active_TS[start : start + length]
+        return Batch(
+            torch.from_numpy(features), torch.from_numpy(active), torch.from_numpy(rng.choice(lookaheads, batch_size))
+        )
+
+
+def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
+    """Another level, another microphone, now and then a masked band."""
+    mel = features_TF.reshape(-1, STEP_FRAMES, NUM_MEL_BINS)
+    mel = mel + np.float32(rng.normal(0.0, 1.0))
+    bins = np.linspace(0.0, 1.0, NUM_MEL_BINS)
+    tilt = rng.normal(0.0, 0.6) * (bins - 0.5) + rng.normal(0.0, 0.3) * np.cos(np.pi * rng.integers(2, 6) * bins)
+    mel = mel + tilt.astype(np.float32)
+    if rng.random() < 0.3:
+        width = int(rng.integers(2, 12))
+        first = int(rng.integers(0, NUM_MEL_BINS - width))
+        mel[:, :, first : first + width] = mel.mean()
+    return mel.reshape(features_TF.shape).astype(np.float32)
+
+
+Progress = Callable[[int, int], None]
