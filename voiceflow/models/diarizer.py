@@ -31,12 +31,17 @@ RECENT_DECAY, SLOW_DECAY = 0.8, 0.98
 
 
 class Slots(NamedTuple):
-    """The decoder's memory: profiles are sums of embeddings, weights their mass in steps."""
+    """The decoder's memory: profiles are sums of embeddings, weights their mass in steps.
+
+    `blocked_B1` is how many of the last slots may never be taken: a stream with a limit on its
+    speakers sets it in its first state, and a voice beyond the limit goes to the slot most like it.
+    """
 
     profiles_BSE: Tensor
     weights_BS: Tensor
     recent_BS: Tensor
     slow_BS: Tensor
+    blocked_B1: Tensor
 
 
 class Frames(NamedTuple):
@@ -69,6 +74,7 @@ class Diarizer(nn.Module):
             "weights": slots,
             "recent": slots,
             "slow": slots,
+            "blocked": 1,
         }
         self.state_dims = sum(self.state_sizes.values())
         # encoder
@@ -115,7 +121,7 @@ class Diarizer(nn.Module):
             activity_BS, slots = self.decode(frames, step, slots)
             activities.append(activity_BS)
         new_state = torch.cat(
-            [level_B2, recurrent, ring, slots.profiles_BSE.flatten(1), slots.weights_BS, slots.recent_BS, slots.slow_BS],
+            [level_B2, recurrent, ring, slots.profiles_BSE.flatten(1), *slots[1:]],
             dim=1,
         )
         return torch.stack(activities, dim=1), new_state
@@ -207,6 +213,7 @@ class Diarizer(nn.Module):
         confirmed = (weights >= self.config.confirm_steps).to(weights.dtype)
         index = torch.arange(self.config.num_slots, device=weights.device).to(weights.dtype)
         is_open = (index == confirmed.sum(dim=-1, keepdim=True)).to(weights.dtype)
+        is_open = is_open * (index < self.config.num_slots - slots.blocked_B1).to(weights.dtype)
         best_known = (cosine * confirmed - (1.0 - confirmed)).amax(dim=-1, keepdim=True)
         facts = torch.stack(
             [
@@ -239,12 +246,13 @@ class Diarizer(nn.Module):
             grown * shrink,
             slots.recent_BS * RECENT_DECAY + activity_BS * (1.0 - RECENT_DECAY),
             slots.slow_BS * SLOW_DECAY + activity_BS * (1.0 - SLOW_DECAY),
+            slots.blocked_B1,
         )
 
     def empty_slots(self, batch: int) -> Slots:
         """Slots of streams that have not begun."""
         zeros = torch.zeros(batch, self.config.num_slots)
-        return Slots(torch.zeros(batch, self.config.num_slots, self.config.embedding_dims), zeros, zeros, zeros)
+        return Slots(torch.zeros(batch, self.config.num_slots, self.config.embedding_dims), zeros, zeros, zeros, zeros[:, :1])
 
 
 def combine(who: Tensor, speech: Tensor, overlap: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ Int16Array = npt.NDArray[np.int16]
 
 BRIDGED_PAUSE_S = 0.2
 """Pauses of one speaker up to this long stay inside the turn, as transcribers do it."""
+MIN_TURN_S = 0.02
+"""What the end of the recording leaves of a turn, if it is shorter than this, is nobody's turn."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def simulate(plan: ConversationPlan, segments: dict[str, list[Int16Array]], conf
         time = end + seconds_to_samples(_gap_s(rng, taking, change=following != speaker))
         speaker = following
     samples_N = mix(rng, voices, condition=plan.condition, level_dbfs_range=config.level_dbfs_range)
-    return Conversation(samples_N, merge_turns(turns, max_gap_s=BRIDGED_PAUSE_S))
+    merged = merge_turns(turns, max_gap_s=BRIDGED_PAUSE_S)
+    return Conversation(samples_N, [turn for turn in merged if turn.duration_s >= MIN_TURN_S])
 
 
 def _next_speaker(
