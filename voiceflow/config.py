@@ -49,6 +49,10 @@ class TurnTakingConfig(Section):
     """Mean of the exponential silence that follows some turns."""
     pause_probability: float = Field(ge=0, le=1)
     """How often a turn is followed by such a silence."""
+    sparse_probability: float = Field(ge=0, le=1)
+    """Share of conversations with long silences."""
+    sparse_pause_mean_s: float = Field(gt=0)
+    """Mean silence between turns in those."""
     backchannel_probability: float = Field(ge=0, le=1)
     """How often somebody else speaks briefly inside a turn."""
 

@@ -74,6 +74,9 @@ def quantise_int8(source: Path, path: Path) -> None:
     Activations get one scale a row (a stream), weights one a column. ONNX Runtime's own dynamic
     quantisation takes one scale for the whole batch, so that what a stream is told would depend
     on who else is being served; here integer sums make a row's answer the same in any batch.
+
+    A row goes through the product twice: its 8-bit value, and the 8-bit remainder. A recurrent
+    network with a memory of minutes does not forgive 8 bits alone (docs/experiments.md).
     """
     model = onnx.load(str(source))
     metadata = check_model(model, size_mb=0.0)
@@ -83,7 +86,7 @@ def quantise_int8(source: Path, path: Path) -> None:
     added: dict[str, Any] = {}
     quantised_inputs: dict[str, tuple[str, str]] = {}
     added["q_zero_point"] = numpy_helper.from_array(np.array(128, np.uint8), "q_zero_point")
-    for constant, value in (("q_127", 127.0), ("q_128", 128.0), ("q_tiny", 1e-12)):
+    for constant, value in (("q_127", 127.0), ("q_128", 128.0), ("q_tiny", 1e-12), ("q_254", 254.0)):
         added[constant] = numpy_helper.from_array(np.array(value, np.float32), constant)
     added["q_axis"] = numpy_helper.from_array(np.array([-1], np.int64), "q_axis")
     for node in graph.node:
@@ -105,8 +108,11 @@ def quantise_int8(source: Path, path: Path) -> None:
         nodes += [
             helper.make_node("MatMulInteger", [quantised, f"{name}_q", "q_zero_point"], [product]),
             helper.make_node("Cast", [product], [f"{product}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Split", [f"{product}_float"], [f"{product}_high", f"{product}_low"], axis=0, num_outputs=2),
+            helper.make_node("Div", [f"{product}_low", "q_254"], [f"{product}_small"]),
+            helper.make_node("Add", [f"{product}_high", f"{product}_small"], [f"{product}_sum"]),
             helper.make_node("Mul", [scale, f"{name}_scale"], [f"{product}_scale"]),
-            helper.make_node("Mul", [f"{product}_float", f"{product}_scale"], [scaled]),
+            helper.make_node("Mul", [f"{product}_sum", f"{product}_scale"], [scaled]),
         ]
         if has_bias:
             nodes.append(helper.make_node("Add", [scaled, node.input[2]], [node.output[0]]))
@@ -135,7 +141,10 @@ def _large_matrix(node: Any, weights: dict[str, Any]) -> FloatArray | None:
 
 
 def _quantise_rows(given: str, quantised: str, scale: str) -> list[Any]:
-    """Nodes that turn rows of floats into uint8 around 128, and the scale of each row."""
+    """Nodes that turn rows of floats into uint8 around 128, and the scale of each row.
+
+    The result has twice the rows: first the values, then the remainders in steps of 1/254.
+    """
     return [
         helper.make_node("Abs", [given], [f"{given}_abs"]),
         helper.make_node("ReduceMax", [f"{given}_abs", "q_axis"], [f"{given}_max"], keepdims=1),
@@ -143,7 +152,11 @@ def _quantise_rows(given: str, quantised: str, scale: str) -> list[Any]:
         helper.make_node("Div", [f"{given}_top", "q_127"], [scale]),
         helper.make_node("Div", [given, scale], [f"{given}_steps"]),
         helper.make_node("Round", [f"{given}_steps"], [f"{given}_rounded"]),
-        helper.make_node("Add", [f"{given}_rounded", "q_128"], [f"{given}_shifted"]),
+        helper.make_node("Sub", [f"{given}_steps", f"{given}_rounded"], [f"{given}_remainder"]),
+        helper.make_node("Mul", [f"{given}_remainder", "q_254"], [f"{given}_fine"]),
+        helper.make_node("Round", [f"{given}_fine"], [f"{given}_fine_rounded"]),
+        helper.make_node("Concat", [f"{given}_rounded", f"{given}_fine_rounded"], [f"{given}_both"], axis=0),
+        helper.make_node("Add", [f"{given}_both", "q_128"], [f"{given}_shifted"]),
         helper.make_node("Cast", [f"{given}_shifted"], [quantised], to=TensorProto.UINT8),
     ]
 

@@ -51,15 +51,15 @@ def noise(rng: Generator, num_samples: int) -> FloatArray:
     knots = rng.uniform(0.5, 1.5, num_samples // SAMPLE_RATE_HZ + 2)
     floor_N = floor_N * np.interp(np.arange(num_samples) / SAMPLE_RATE_HZ, np.arange(len(knots)), knots)
     floor_N /= np.sqrt(np.mean(floor_N**2)) + 1e-9
-    if rng.random() < 0.5:
-        for _ in range(rng.poisson(num_samples / SAMPLE_RATE_HZ / 4.0)):
-            length = int(rng.uniform(0.01, 0.6) * SAMPLE_RATE_HZ)
+    if rng.random() < 0.7:
+        for _ in range(rng.poisson(num_samples / SAMPLE_RATE_HZ * rng.uniform(0.05, 0.8))):
+            length = int(np.exp(rng.uniform(np.log(0.01), np.log(1.5))) * SAMPLE_RATE_HZ)
             start = int(rng.integers(0, max(1, num_samples - length)))
             burst_N = rng.standard_normal(length) * np.exp(-np.arange(length) / length * rng.uniform(1.0, 8.0))
             low = rng.uniform(60.0, 2000.0)
             band = scipy.signal.butter(2, [low, min(7500.0, low * rng.uniform(1.5, 6.0))], "band", fs=16000, output="sos")
             burst_N = scipy.signal.sosfilt(band, burst_N)
-            burst_N *= 10.0 ** (rng.uniform(0.0, 22.0) / 20.0) / (np.sqrt(np.mean(burst_N**2)) + 1e-9)
+            burst_N *= 10.0 ** (rng.uniform(0.0, 26.0) / 20.0) / (np.sqrt(np.mean(burst_N**2)) + 1e-9)
             floor_N[start : start + length] += burst_N[: num_samples - start]
     return floor_N.astype(np.float32)
 

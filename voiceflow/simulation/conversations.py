@@ -98,7 +98,7 @@ def simulate(plan: ConversationPlan, segments: dict[str, list[Int16Array]], conf
     }
     voices = {speaker: np.zeros(num_samples, np.float32) for speaker in plan.speakers}
     turns: list[Turn] = []
-    taking = config.turn_taking
+    taking = _mood(rng, config.turn_taking)
     # Some talk more than others, and each has somebody who tends to answer.
     dominance = rng.dirichlet(np.full(len(plan.speakers), 3.0))
     speaker = plan.speakers[0]
@@ -123,6 +123,14 @@ def simulate(plan: ConversationPlan, segments: dict[str, list[Int16Array]], conf
     samples_N = mix(rng, voices, condition=plan.condition, level_dbfs_range=config.level_dbfs_range)
     merged = merge_turns(turns, max_gap_s=BRIDGED_PAUSE_S)
     return Conversation(samples_N, [turn for turn in merged if turn.duration_s >= MIN_TURN_S])
+
+
+def _mood(rng: Generator, taking: TurnTakingConfig) -> TurnTakingConfig:
+    """Some conversations are sparse: long silences between short exchanges."""
+    if rng.random() >= taking.sparse_probability:
+        return taking
+    mean_s = taking.sparse_pause_mean_s * rng.uniform(0.3, 2.0)
+    return taking.model_copy(update={"pause_probability": 0.7, "pause_mean_s": mean_s})
 
 
 def _next_speaker(

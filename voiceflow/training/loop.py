@@ -103,12 +103,8 @@ class Trainer:
             evaluate = self.step % self.config.evaluate_every_steps == 0 or self.progress >= 1.0
             dev_der, is_best, stopped = None, False, None
             if evaluate:
-                dev_der = self.evaluate()
-                is_best = dev_der < self.best_der
+                dev_der, is_best = self.keep_if_best()
                 self.without_gain = 0 if is_best else self.without_gain + 1
-                if is_best:
-                    self.best_der, self.best_step = dev_der, self.step
-                    torch.save(self.average, self.folder / "best.pt")
                 if self.without_gain >= self.config.patience:
                     stopped = f"dev DER has not improved in {self.config.patience} evaluations"
             if self.progress >= 1.0:
@@ -129,6 +125,15 @@ class Trainer:
             )
             if stopped:
                 return
+
+    def keep_if_best(self) -> tuple[float, bool]:
+        """Score the averaged weights on dev and keep them if none were better; returns DER and whether."""
+        dev_der = self.evaluate()
+        is_best = dev_der < self.best_der
+        if is_best:
+            self.best_der, self.best_step = dev_der, self.step
+            torch.save(self.average, self.folder / "best.pt")
+        return dev_der, is_best
 
     def best_weights(self) -> dict[str, Tensor]:
         """Averaged weights of the best evaluation."""

@@ -1,0 +1,1 @@
+"""What runs on servers: the KServe predictor, the streaming transformer, and clients."""

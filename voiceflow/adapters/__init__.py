@@ -1,0 +1,1 @@
+"""The one place of the library for platforms: MLflow, DVC, git."""

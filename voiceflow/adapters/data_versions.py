@@ -1,0 +1,162 @@
+"""DVC and git: which data, which code, and how they get here."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from voiceflow.adapters.home import shared
+from voiceflow.config import PrepareConfig
+from voiceflow.errors import DataError, PlatformError
+from voiceflow.simulation.voices import synthesise_corpus
+
+SYNTHETIC = "data/synthetic"
+SHARED_SOURCES = {"data/speech": "data/speech", "data/meetings": "data/meeting-excerpts"}
+"""Where tracked folders come from when neither DVC's cache nor its remote has them: below $VOICEFLOW_SHARED."""
+SYNTHETIC_SPEAKERS, SYNTHETIC_SENTENCES, SYNTHETIC_SEED = 72, 12, 20
+
+
+@dataclass(frozen=True)
+class DataVersion:
+    """Data that is here, and what version of it."""
+
+    corpus: str
+    recorded: str | None
+    revision: str
+    """DVC's digests of both; the data revision in MLflow, in cache keys and in model files."""
+
+
+def dvc(*arguments: str) -> str:
+    """Run a DVC command in this environment and return what it printed.
+
+    Raises:
+        PlatformError: With DVC's own words.
+    """
+    result = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip()
+        raise PlatformError(f"`dvc {' '.join(arguments)}` failed: {said}")
+    return result.stdout
+
+
+def digest_of(path: str, repo: Path = Path()) -> str:
+    """DVC's digest of a tracked path, from its .dvc file.
+
+    Raises:
+        DataError: The path is not tracked.
+    """
+    pointer = repo / f"{path}.dvc"
+    if not pointer.is_file():
+        raise DataError(f"{pointer} is missing: track the data with `dvc add {path}`, or run `voiceflow data ensure`")
+    digest: str = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]["md5"]
+    return digest
+
+
+def revision_of(corpus: str, recorded: str | None, repo: Path = Path()) -> str:
+    """The data revision: the digest of the corpus, and that of the recordings if there are any."""
+    parts = [digest_of(corpus, repo)] + ([digest_of(recorded, repo)] if recorded else [])
+    return "+".join(parts)
+
+
+def ensure_data(config: PrepareConfig, say: Callable[[str], None]) -> DataVersion:
+    """Have the configured data in the workspace and in the DVC remote; fall back to the embedded voices.
+
+    Looks in the workspace, DVC's cache and remote, then $VOICEFLOW_SHARED. Where the corpus is in none of
+    them, voices are made with espeak-ng; recorded conversations are then left out.
+
+    Args:
+        config: Names the folders.
+        say: Told what was done, one sentence a call.
+    """
+    if _ensure_tracked(config.corpus, say):
+        recorded = config.recorded if config.recorded and _ensure_tracked(config.recorded, say) else None
+        return DataVersion(config.corpus, recorded, revision_of(config.corpus, recorded))
+    if not Path(SYNTHETIC).is_dir():
+        say(f"{config.corpus} is nowhere to be had: making {SYNTHETIC_SPEAKERS} voices with espeak-ng in {SYNTHETIC}")
+        partial = Path(f"{SYNTHETIC}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        synthesise_corpus(
+            partial, num_speakers=SYNTHETIC_SPEAKERS, sentences_each=SYNTHETIC_SENTENCES, seed=SYNTHETIC_SEED
+        )
+        partial.rename(SYNTHETIC)
+    if not Path(f"{SYNTHETIC}.dvc").is_file():
+        dvc("add", SYNTHETIC, "--quiet")
+        dvc("push", f"{SYNTHETIC}.dvc", "--quiet")
+    say(f"using the embedded espeak-ng voices in {SYNTHETIC}: figures on them say little about real speech")
+    return DataVersion(SYNTHETIC, None, revision_of(SYNTHETIC, None))
+
+
+def _ensure_tracked(path: str, say: Callable[[str], None]) -> bool:
+    """Whether a tracked folder is in the workspace now, at its recorded version where it has one."""
+    pointer = Path(f"{path}.dvc")
+    if Path(path).is_dir() and pointer.is_file():
+        return True
+    if pointer.is_file():
+        try:
+            dvc("pull", str(pointer), "--quiet")
+            say(f"{path}: pulled from the DVC remote")
+            return True
+        except PlatformError:
+            shutil.rmtree(path, ignore_errors=True)
+    folder = shared()
+    source = folder / SHARED_SOURCES[path] if folder and path in SHARED_SOURCES else None
+    if not Path(path).is_dir():
+        if source is None or not source.is_dir():
+            return False
+        shutil.copytree(source, path)
+    before = digest_of(path) if pointer.is_file() else None
+    dvc("add", path, "--quiet")
+    dvc("push", str(pointer), "--quiet")
+    after = digest_of(path)
+    changed = before is not None and before != after
+    say(f"{path}: taken from $VOICEFLOW_SHARED, version {after[:12]}" + (" (differs from the one in git)" if changed else ""))
+    return True
+
+
+def fetch(repo: str, path: str, output: Path, *, rev: str | None) -> str:
+    """Check out a tracked path of a DVC repository into `output`, whatever the workspace holds.
+
+    Returns:
+        DVC's digest of what was fetched.
+    """
+    arguments = ["get", repo, path, "--out", str(output), "--force", "--quiet"] + (["--rev", rev] if rev else [])
+    dvc(*arguments)
+    if rev or not Path(repo).is_dir():
+        with_rev = ["--rev", rev] if rev else []
+        pointer = output.parent / f"{output.name}.dvc"
+        # The pointer is a plain file of the repository, so that `dvc get` brings it too.
+        dvc("get", repo, f"{path}.dvc", "--out", str(pointer), "--force", "--quiet", *with_rev)
+        digest: str = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]["md5"]
+        return digest
+    return digest_of(path, Path(repo))
+
+
+def git_commit() -> str:
+    """Commit of the working tree, with ``+changes`` if it has any; ``unknown`` outside git."""
+    commit = os.environ.get("VOICEFLOW_GIT_COMMIT")
+    if commit:
+        return commit
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head[:12] + ("+changes" if dirty.strip() else "")
+
+
+def code_revision() -> str:
+    """Digest of the library's and the components' sources: a step is run again when they change."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    skipped = {"cli", "__pycache__"}
+    files = [path for path in package.rglob("*") if path.is_file() and not skipped & set(path.relative_to(package).parts)]
+    files += sorted((package.parent / "components").glob("*.py"))
+    for path in sorted(files):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

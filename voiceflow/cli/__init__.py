@@ -1,0 +1,1 @@
+"""The command line; it may import everything, lazily, and nothing imports it."""

@@ -1,0 +1,5 @@
+"""`python -m voiceflow.cli`."""
+
+from voiceflow.cli.main import main
+
+main()

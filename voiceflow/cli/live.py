@@ -1,0 +1,232 @@
+"""`voiceflow serve`, `voiceflow stream` and `voiceflow bench`."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from voiceflow.cli.console import emit_json, error, out, percent
+from voiceflow.config import load_params
+from voiceflow.errors import ConfigError
+
+DEFAULT_URL = "ws://127.0.0.1:8080/v1/stream"
+bench_app = typer.Typer(help="Measure the model or a running server.", no_args_is_help=True)
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")] = "champion",
+    http_port: Annotated[int, typer.Option(help="HTTP and WebSocket port.")] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port (Open Inference Protocol).")] = 8081,
+    predictor_host: Annotated[str | None, typer.Option(help="host:port of a predictor that holds the model instead.")] = None,
+) -> None:
+    """Serve live streams here: /v1/stream, /ws/stream, /infer, /health, /ready, /metrics."""
+    if model == "champion":
+        model = _champion_or_pretrained()
+    command = [sys.executable, "-m", "serving.transformer", "--model_name", "voiceflow-diarizer", "--model", model]
+    command += ["--http_port", str(http_port), "--grpc_port", str(grpc_port), "--enable_latency_logging", "false"]
+    if predictor_host:
+        command += ["--predictor_host", predictor_host]
+    out.print(f"model {model}; streams on ws://127.0.0.1:{http_port}/v1/stream; stop with Ctrl-C", soft_wrap=True)
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def _champion_or_pretrained() -> str:
+    from voiceflow.adapters.home import home
+    from voiceflow.adapters.registry import MODEL_NAME, MlflowRegistry
+
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home() / "mlflow.db").is_file():
+        return "pretrained"
+    champion = MlflowRegistry().version_of("champion")
+    return f"models:/{MODEL_NAME}@champion" if champion else "pretrained"
+
+
+def stream(
+    source: Annotated[str, typer.Argument(help="An audio file, or - for raw 16 kHz 16-bit mono on standard input.")],
+    url: Annotated[str, typer.Option(help="The server's stream.")] = DEFAULT_URL,
+    latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
+    max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
+    speed: Annotated[float, typer.Option(help="1 is real time; 0 is as fast as the server takes it.", min=0.0)] = 1.0,
+    reference: Annotated[Path | None, typer.Option(help="RTTM of the file: prints the DER at the end.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print messages as JSON lines, then the figures.")] = False,
+) -> None:
+    """Send audio to a server at the pace of speech and show turns as they come."""
+    from serving.clients.stream import StreamClient
+    from voiceflow.audio import decode_pcm, load_audio
+    from voiceflow.turns import Turn, read_rttm
+
+    if source == "-":
+        data = sys.stdin.buffer.read()
+        samples_N = decode_pcm(data[: len(data) // 2 * 2], "pcm_s16le")
+    else:
+        samples_N = load_audio(Path(source))
+    client = StreamClient(url, latency_s=latency, max_speakers=max_speakers, speed=speed)
+    turns: dict[str, Turn] = {}
+
+    async def follow() -> None:
+        async for message in client.run(samples_N):
+            if json_:
+                print(json.dumps(message), flush=True)
+            if message["type"] != "segment":
+                continue
+            turns[message["id"]] = Turn(message["start_s"], message["end_s"], message["speaker"], message["confidence"])
+            if not json_ and (message["final"] or message["rev"] == 0):
+                color = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")[int(message["speaker"].rsplit("_", 1)[1]) % 8]
+                span = f"{message['start_s']:7.2f} - {message['end_s']:7.2f}" if message["final"] else f"{message['start_s']:7.2f} -     ..."
+                out.print(f"{span}  [{color}]{message['speaker']}[/{color}]" + ("" if message["final"] else " speaks"))
+                sys.stdout.flush()
+
+    asyncio.run(follow())
+    figures: dict[str, Any] = {"turns": len(turns), "speakers": client.closed.get("speakers"), "audio_s": client.closed.get("audio_s")}
+    if client.emission_ms:
+        p50, p99 = np.percentile(client.emission_ms, [50, 99])
+        figures |= {"emission_p50_ms": round(float(p50), 1), "emission_p99_ms": round(float(p99), 1), "packets": len(client.emission_ms)}
+    if reference:
+        from voiceflow.metrics import score
+
+        truth = [turn for rows in read_rttm(reference).values() for turn in rows]
+        figures["der"] = round(score(truth, list(turns.values()), duration_s=len(samples_N) / 16_000).der, 4)
+    if json_:
+        print(json.dumps({"type": "figures", **figures}))
+        return
+    out.print(f"{figures['turns']} turns of {figures['speakers']} speakers in {figures['audio_s']:.1f} s")
+    if "emission_p50_ms" in figures:
+        out.print(f"emission latency p50 {figures['emission_p50_ms']} ms, p99 {figures['emission_p99_ms']} ms over {figures['packets']} packets")
+    if "der" in figures:
+        out.print(f"DER against the reference: {percent(figures['der'])} (no collar, overlap scored)")
+
+
+@bench_app.command("model")
+def bench_model(
+    model: Annotated[str, typer.Option(help="pretrained, a path, or models:/...")] = "pretrained",
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    repeats: Annotated[int, typer.Option(help="Timed steps at each batch size.", min=10)] = 300,
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """p50, p95 and p99 of one model step at batch 1 to 256, one thread."""
+    from voiceflow.adapters.registry import resolve_model
+    from voiceflow.runtime import StepModel
+    from voiceflow.stages.latency import device_name, measure
+
+    scorer = StepModel(resolve_model(model), provider=provider)
+    rows = {str(batch): measure(scorer, batch, repeats=repeats, warmup=30) for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+    device = device_name(provider)[1]
+    if json_:
+        emit_json({"device": device, "load_average": os.getloadavg()[0], "batches": rows})
+        return
+    from rich.table import Table
+
+    table = Table("batch", "p50 ms", "p95 ms", "p99 ms", "us a stream", "streams in real time", title=f"one 80 ms step on {device}")
+    for batch, row in rows.items():
+        values = (row["p50_ms"], row["p95_ms"], row["p99_ms"], row["us_per_stream"], row["streams_in_real_time"])
+        table.add_row(batch, *(f"{value:.2f}" for value in values))
+    out.print(table)
+
+
+@bench_app.command("streams")
+def bench_streams(
+    url: Annotated[str, typer.Option(help="The server's stream.")] = DEFAULT_URL,
+    streams: Annotated[int, typer.Option(help="Clients at once.", min=1)] = 20,
+    seconds: Annotated[float, typer.Option(help="Audio each client sends.", min=2)] = 20.0,
+    packet_ms: Annotated[float, typer.Option(help="Audio in one packet.", min=10)] = 100.0,
+    latency: Annotated[float, typer.Option(help="Latency in seconds.")] = 1.04,
+    source: Annotated[Path | None, typer.Option(help="Audio to send; by default noise bursts.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Drive a server with paced clients; prints p50, p95 and p99 of emission_ms, and what was lost."""
+    from serving.clients.stream import StreamClient
+    from voiceflow.audio import load_audio
+
+    if source:
+        samples_N = load_audio(source)
+        samples_N = np.resize(samples_N, int(seconds * 16_000))
+    else:
+        rng = np.random.default_rng(0)
+        envelope = np.repeat(rng.random(int(seconds * 4) + 1) > 0.4, 4000)[: int(seconds * 16_000)]
+        samples_N = (rng.standard_normal(len(envelope)) * 0.05 * envelope).astype(np.float32)
+    clients = [StreamClient(url, latency_s=latency, packet_s=packet_ms / 1000.0) for _ in range(streams)]
+    failures: list[str] = []
+
+    async def one(index: int, client: StreamClient) -> None:
+        await asyncio.sleep(index / streams * packet_ms / 1000.0)
+        try:
+            async for _ in client.run(samples_N):
+                pass
+        except Exception as err:
+            failures.append(str(err))
+
+    async def everyone() -> None:
+        await asyncio.gather(*(one(index, client) for index, client in enumerate(clients)))
+
+    started = time.monotonic()
+    asyncio.run(everyone())
+    answers = [value for client in clients for value in client.emission_ms]
+    if not answers:
+        raise ConfigError(f"no answers from {url}: {failures[0] if failures else 'the server was silent'}")
+    # The last packets of a stream are answered at close, without the audio their answer would need.
+    expected = streams * sum(1 for end_s in np.arange(packet_ms / 1000, seconds + 1e-9, packet_ms / 1000) if end_s + latency - 0.08 <= seconds + 1e-6)
+    p50, p95, p99 = (round(float(value), 2) for value in np.percentile(answers, [50, 95, 99]))
+    result = {
+        "streams": streams,
+        "seconds": seconds,
+        "emission_ms": {"p50": p50, "p95": p95, "p99": p99, "max": round(max(answers), 2)},
+        "answers": len(answers),
+        "lost": max(0, expected - len(answers)),
+        "failed_streams": len(failures),
+        "wall_s": round(time.monotonic() - started, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    if json_:
+        emit_json(result)
+    else:
+        out.print(f"{streams} streams of {seconds:g} s: emission p50 {p50} ms, p95 {p95} ms, p99 {p99} ms; {result['lost']} lost")
+        for failure in failures[:3]:
+            error(ConfigError(failure))
+    if failures:
+        raise typer.Exit(1)
+
+
+@bench_app.command("demo", hidden=True)
+def demo(
+    dataset: Annotated[Path, typer.Option(help="A prepared dataset.")],
+    port: Annotated[int, typer.Option(help="HTTP port.")] = 8080,
+) -> None:
+    """What `make run` shows after the pipeline: a server, and a held-out conversation streamed to it live."""
+    import httpx
+
+    from voiceflow.stages.dataset import read_recordings
+
+    recording = next(row for row in read_recordings(dataset, "test") if len(row.speakers) == 2)
+    command = [sys.executable, "-m", "voiceflow.cli", "serve", "--http-port", str(port), "--grpc-port", str(port + 1)]
+    with Path(os.devnull).open("wb") as null, subprocess.Popen(command, stdout=null, stderr=null) as server:
+        try:
+            for _ in range(300):
+                if server.poll() is not None:
+                    raise ConfigError(f"the server ended at once; run `voiceflow serve --http-port {port}` to see why")
+                try:
+                    health = httpx.get(f"http://127.0.0.1:{port}/health").json()
+                    break
+                except (httpx.HTTPError, ValueError):
+                    time.sleep(0.2)
+            else:
+                raise ConfigError(f"no server on port {port} after 60 s; is the port taken?")
+            told = health["model"]
+            out.print(f"\nserving {told['name']} {told['version']} ({told['precision']}); streaming {recording.name} as if spoken now\n")
+            stream(
+                str(dataset / recording.audio),
+                url=f"ws://127.0.0.1:{port}/v1/stream",
+                latency=1.04,
+                max_speakers=None,
+                speed=1.0,
+                reference=dataset / recording.rttm,
+                json_=False,
+            )
+        finally:
+            server.terminate()

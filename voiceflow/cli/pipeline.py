@@ -1,0 +1,257 @@
+"""`voiceflow run`: the training pipeline, here with kfp.local or on a Kubeflow endpoint."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import voiceflow
+from voiceflow.cli.console import emit_json, out, percent, progress_bar
+from voiceflow.config import Params, load_params
+from voiceflow.errors import ConfigError, PlatformError
+
+STAGES = ("prepare", "validate", "train", "evaluate", "export", "latency", "promote")
+
+
+def run(
+    profile: Annotated[str, typer.Option(help="quick (trains on for minutes) or full, as in params.yaml.")] = "quick",
+    from_scratch: Annotated[bool, typer.Option(help="Start from random weights.")] = False,
+    accept_equal: Annotated[bool, typer.Option(help="Let a model that is not worse, but not better, be champion.")] = False,
+    provider: Annotated[str, typer.Option(help="Where the latency step runs: cpu, cuda or tensorrt.")] = "cpu",
+    host: Annotated[str | None, typer.Option(help="Submit to this Kubeflow Pipelines endpoint instead.")] = None,
+    data_repo: Annotated[str | None, typer.Option(help="With --host: git URL of the repository that tracks the data.")] = None,
+    data_rev: Annotated[str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")] = "",
+    params: Annotated[Path | None, typer.Option(help="Another params.yaml.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run the training pipeline: prepare, validate, train, evaluate, export, latency, promote.
+
+    Exits 0 if the model was promoted, 1 if a gate or the comparison refused it.
+    """
+    from voiceflow.adapters.data_versions import code_revision, ensure_data, git_commit, revision_of
+
+    values = load_params(params, profile=profile)
+    if from_scratch:
+        values = values.model_copy(update={"train": values.train.model_copy(update={"init_from": "scratch"})})
+    if host:
+        if not data_repo:
+            raise ConfigError("--host needs --data-repo: pods fetch the data from a git repository that they can reach")
+        config = values.prepare
+        arguments = _arguments(values, data_repo, config.corpus, config.recorded, provider, accept_equal)
+        arguments |= {
+            "data_rev": data_rev or git_commit().removesuffix("+changes"),
+            "data_revision": revision_of(config.corpus, config.recorded),
+            "code_revision": code_revision(),
+            "git_commit": git_commit(),
+        }
+        _submit(host, arguments)
+        return
+    version = ensure_data(values.prepare, (lambda sentence: None) if json_ else out.print)
+    arguments = _arguments(values, str(Path.cwd()), version.corpus, version.recorded, provider, accept_equal)
+    arguments |= {
+        "data_rev": data_rev,
+        "data_revision": version.revision,
+        "code_revision": code_revision(),
+        "git_commit": git_commit(),
+    }
+    summary = run_locally(arguments, quiet=json_)
+    if json_:
+        emit_json(summary)
+    else:
+        print_summary(summary)
+    if summary["promote"]["becomes"] == "nothing":
+        raise typer.Exit(1)
+
+
+def _arguments(
+    values: Params, data_repo: str, corpus: str, recorded: str | None, provider: str, accept_equal: bool
+) -> dict[str, Any]:
+    sections = {name: getattr(values, f"{name}_" if name == "validate" else name) for name in (*STAGES, "model", "decision")}
+    return {f"{name}_json": section.model_dump_json() for name, section in sections.items()} | {
+        "data_repo": data_repo,
+        "corpus": corpus,
+        "recorded": recorded or "",
+        "provider": provider,
+        "accept_equal": accept_equal,
+        "version": voiceflow.__version__,
+    }
+
+
+def _submit(host: str, arguments: dict[str, Any]) -> None:
+    import importlib.resources
+
+    from kfp.client import Client
+
+    package = str(importlib.resources.files("pipelines").joinpath("training.yaml"))
+    try:
+        submitted = Client(host=host).create_run_from_pipeline_package(package, arguments=arguments, experiment_name="voiceflow")
+    except Exception as err:  # the client raises its own and urllib3's errors
+        raise PlatformError(f"Kubeflow Pipelines at {host} did not take the run: {err}") from err
+    out.print(f"submitted run {submitted.run_id} to {host}")
+
+
+def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, Any]:
+    """Run the pipeline with kfp.local and return what `promote` judged and which steps were reused.
+
+    Raises:
+        PlatformError: A step failed; names the step, its last words and the log.
+    """
+    from voiceflow.adapters.home import home, tracking_uri
+    from voiceflow.adapters.progress import VARIABLE
+
+    root = home() / "pipelines"
+    root.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    log, events = root / f"run-{stamp}.log", root / f"run-{stamp}.progress.jsonl"
+    events.touch()
+    os.environ[VARIABLE] = str(events)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+    # Components import the package from the same place as this command.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(voiceflow.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    started = time.monotonic()
+    failure: Exception | None = None
+    with _quietly(log) as terminal, _progress(events, terminal, show=not quiet):
+        try:
+            import warnings
+
+            warnings.simplefilter("ignore")
+            from kfp import local
+
+            from pipelines.training import training
+
+            local.init(
+                runner=local.SubprocessRunner(use_venv=False),
+                pipeline_root=str(root / "outputs"),
+                raise_on_error=True,
+                enable_caching=True,
+                cache_root=str(root / "cache"),
+            )
+            training(**arguments)
+        except Exception as err:  # kfp raises RuntimeError, and whatever its runner meets
+            failure = err
+    happened = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    ran = list(dict.fromkeys(event["stage"] for event in happened if event["event"] == "start"))
+    if failure is not None:
+        failed = ran[-1] if ran else STAGES[0]
+        raise PlatformError(f"step {failed} failed: {_last_words(log) or failure}\nfull log: {log}")
+    folder = next(Path(e["folder"]) for e in happened if e["stage"] == "promote" and e["event"] == "result")
+    reports = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("promote", "evaluate", "export", "latency")}
+    return {
+        **reports,
+        "reused": [name for name in STAGES if name not in ran],
+        "elapsed_s": round(time.monotonic() - started, 1),
+        "log": str(log),
+        "reports": str(folder),
+        "tracking_uri": tracking_uri(),
+    }
+
+
+@contextlib.contextmanager
+def _quietly(log: Path) -> Iterator[Console]:
+    """Send all that this process and its children print to the log; yields a console on the real terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    with log.open("ab") as file, os.fdopen(os.dup(saved_err), "w") as terminal:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield Console(file=terminal, force_terminal=os.isatty(saved_err), highlight=False)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved_out, 1)
+            os.dup2(saved_err, 2)
+            os.close(saved_out)
+            os.close(saved_err)
+
+
+@contextlib.contextmanager
+def _progress(events: Path, console: Console, *, show: bool) -> Iterator[None]:
+    """Follow the events of stages and show them as bars (a line a stage where there is no terminal)."""
+    if not show:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        with events.open(encoding="utf-8") as file, progress_bar(console) as bar:
+            tasks: dict[str, Any] = {}
+            while True:
+                ending = stop.is_set()
+                for line in file.readlines():
+                    event = json.loads(line)
+                    stage = event["stage"]
+                    if event["event"] == "start":
+                        tasks[stage] = bar.add_task(f"{stage:9}", total=None)
+                        if not console.is_terminal:
+                            console.print(f"{time.strftime('%H:%M:%S')} {stage}")
+                    elif event["event"] == "progress":
+                        shown = f"{stage:9} {event['what']}"
+                        bar.update(tasks[stage], description=shown, completed=event["done"], total=event["total"])
+                if ending:
+                    return
+                stop.wait(0.2)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _last_words(log: Path) -> str:
+    """The last exception line in the log: what the failed step said."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number].strip()
+        if "voiceflow.errors." in line and "Error" in line:
+            words = [line[line.index("voiceflow.errors.") :].split(":", 1)[-1].strip()]
+            for follower in lines[number + 1 :]:
+                text = follower.strip()
+                if not (text.startswith("- ") or text.startswith("full report")):
+                    break
+                words.append(f"  {text}")
+            return "\n".join(words)
+    errors = [line.strip() for line in lines if "Error: " in line]
+    return errors[-1] if errors else ""
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """What a run decided, for people."""
+    from rich.table import Table
+
+    promote, evaluate, latency = summary["promote"], summary["evaluate"], summary["latency"]
+    table = Table(title="pipeline summary", show_header=False)
+    test = evaluate["test"]["overall"]
+    table.add_row("DER, held-out speakers", f"{percent(test['der'])} strict at {evaluate['latency_s']} s latency")
+    if evaluate["recorded"]:
+        table.add_row("DER, recorded", percent(evaluate["recorded"]["overall"]["der"]))
+    table.add_row("DER, champion before", percent(promote["der"]["champion"]))
+    batches = latency["batches"]
+    shown = ", ".join(f"batch {batch} p99 {row['p99_ms']:.2f} ms" for batch, row in batches.items())
+    table.add_row("latency of a step", f"{shown} on {latency['device_name']}")
+    table.add_row("streams a core", f"{latency['streams_per_core']:.0f} in real time, model alone")
+    for gate in promote["gates"]:
+        table.add_row(f"gate {gate['gate']}", "passed" if gate["passed"] else "[red]refused[/red]: " + "; ".join(gate["reasons"]))
+    outcome = {"champion": "[green]champion[/green]", "challenger": "challenger", "nothing": "[red]not promoted[/red]"}
+    table.add_row("verdict", f"{outcome[promote['becomes']]}: " + "; ".join(promote["reasons"]))
+    table.add_row("champion", f"version {promote['champion']}")
+    reused = summary["reused"]
+    table.add_row("steps reused from cache", ", ".join(reused) if reused else "none")
+    table.add_row("time", f"{summary['elapsed_s']:.0f} s")
+    table.add_row("reports", summary["reports"])
+    table.add_row("log", summary["log"])
+    table.add_row("MLflow", f"mlflow ui --backend-store-uri {summary['tracking_uri']}")
+    out.print(table)

@@ -1,0 +1,93 @@
+"""One model step for many sessions: gather, score, give back. Files, evaluation and servers share it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from voiceflow.streaming.session import Session, StreamSettings
+from voiceflow.contract import ModelMetadata
+from voiceflow.turns import Turn
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    """Whatever scores a batch: `runtime.StepModel` here, a predictor over gRPC elsewhere."""
+
+    metadata: ModelMetadata
+
+    def step(self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: IntArray) -> tuple[FloatArray, FloatArray]:
+        """See `runtime.StepModel.step`."""
+        ...
+
+
+Batch = tuple[FloatArray, FloatArray, IntArray]
+
+
+def gather(sessions: Sequence[Session], *, max_batch: int) -> tuple[list[Session], Batch | None]:
+    """Sessions with a step to score, at most `max_batch`, and their stacked inputs."""
+    ready, chunks = [], []
+    for session in sessions:
+        chunk = session.chunk_to_score()
+        if chunk is not None:
+            ready.append(session)
+            chunks.append(chunk)
+            if len(ready) == max_batch:
+                break
+    if not ready:
+        return [], None
+    return ready, (
+        np.stack([chunk.features_F for chunk in chunks]),
+        np.stack([chunk.state_N for chunk in chunks]),
+        np.array([chunk.lookahead_steps for chunk in chunks], np.int64),
+    )
+
+
+def scatter(sessions: Sequence[Session], activity_BS: FloatArray, state_BN: FloatArray) -> None:
+    """Give each session its row."""
+    for row, session in enumerate(sessions):
+        session.receive_scores(activity_BS[row], state_BN[row])
+
+
+def diarize(
+    recordings: Sequence[FloatArray],
+    scorer: Scorer,
+    *,
+    latency_s: float,
+    max_speakers: int | None = None,
+    max_batch: int = 64,
+    packet_samples: int = 16_000,
+) -> list[list[Turn]]:
+    """Turns of whole recordings, streamed side by side through the code that serves live streams.
+
+    Args:
+        recordings: Mono float32 audio at 16 kHz, shape (N,) each.
+        scorer: The model.
+        latency_s: 0.32, 0.64 or 1.04.
+        max_speakers: Most speakers to tell apart in each; None for as many as the model can.
+        max_batch: Streams in one step.
+        packet_samples: Audio given to a stream at once.
+    """
+    settings = StreamSettings("pcm_f32le", latency_s=latency_s, max_speakers=max_speakers)
+    sessions = [Session(settings, scorer.metadata) for _ in recordings]
+    sent = [0] * len(recordings)
+    waiting = list(range(len(recordings)))
+    while waiting:
+        active = waiting[:max_batch]
+        for index in active:
+            session = sessions[index]
+            if session.chunk_to_score() is None:
+                packet = recordings[index][sent[index] : sent[index] + packet_samples]
+                sent[index] += len(packet)
+                if len(packet):
+                    session.receive_samples(packet)
+                else:
+                    session.close()
+        ready, batch = gather([sessions[index] for index in active], max_batch=max_batch)
+        if batch is not None:
+            scatter(ready, *scorer.step(*batch))
+        waiting = [index for index in waiting if not sessions[index].is_done]
+    return [session.turns for session in sessions]

@@ -1,0 +1,124 @@
+"""The words of `/v1/stream`: what clients may say, checked, and what we answer."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from voiceflow.audio import SAMPLE_BYTES
+from voiceflow.errors import StreamError
+from voiceflow.streaming.session import StreamSettings
+from voiceflow.streaming.speakers import Segment
+
+
+class Message(BaseModel):
+    """Base of client messages; unknown keys are refused, so that a typo is not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AudioFormat(Message):
+    """What the binary packets hold."""
+
+    encoding: str = "pcm_s16le"
+    sample_rate: float = 16_000
+    channels: int = 1
+
+
+class DiarizationOptions(Message):
+    """What is wanted of the diarizer."""
+
+    max_speakers: int | None = None
+    latency_s: float | None = None
+    speakers: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Start(Message):
+    """First message of a stream."""
+
+    type: Literal["start"]
+    audio: AudioFormat = AudioFormat()
+    diarization: DiarizationOptions = DiarizationOptions()
+    resume_token: str | None = None
+    ack: bool = False
+
+
+class Finalize(Message):
+    """Decide everything heard so far; the stream goes on."""
+
+    type: Literal["finalize"]
+
+
+class KeepAlive(Message):
+    """Nothing, so that a quiet stream is not idle."""
+
+    type: Literal["keepalive"]
+
+
+class Close(Message):
+    """No more audio; answer everything and close."""
+
+    type: Literal["close"]
+
+
+ClientMessage = Start | Finalize | KeepAlive | Close
+_ADAPTER: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+TYPES = ("start", "finalize", "keepalive", "close")
+
+
+def parse(text: str) -> ClientMessage:
+    """Read a text message.
+
+    Raises:
+        StreamError: `bad_json`, `unknown_type` or `bad_message`, with what was expected.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as err:
+        raise StreamError("bad_json", f"expected a JSON object, got {text[:60]!r}") from err
+    if not isinstance(value, dict):
+        raise StreamError("bad_json", f"expected a JSON object, got {type(value).__name__}")
+    if value.get("type") not in TYPES:
+        raise StreamError("unknown_type", f"expected a type of {list(TYPES)}, got {value.get('type')!r}")
+    try:
+        return _ADAPTER.validate_python(value)
+    except ValidationError as err:
+        fault = err.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"][1:])
+        raise StreamError("bad_message", f"{value['type']}: {where}: {fault['msg']}, got {fault['input']!r}") from err
+
+
+def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:
+    """Settings of a stream from its first message.
+
+    Raises:
+        StreamError: `bad_encoding` or `bad_rate`.
+    """
+    if start.audio.encoding not in SAMPLE_BYTES:
+        raise StreamError("bad_encoding", f"expected encoding {sorted(SAMPLE_BYTES)}, got {start.audio.encoding!r}")
+    if start.audio.sample_rate != int(start.audio.sample_rate) or not 8_000 <= start.audio.sample_rate <= 48_000:
+        raise StreamError("bad_rate", f"expected a sample rate from 8000 to 48000 Hz, got {start.audio.sample_rate:g}")
+    latency_s = start.diarization.latency_s
+    return StreamSettings(
+        start.audio.encoding,
+        int(start.audio.sample_rate),
+        start.audio.channels,
+        default_latency_s if latency_s is None else latency_s,
+        start.diarization.max_speakers,
+    )
+
+
+def segment_message(segment: Segment, seq: int) -> dict[str, Any]:
+    """A segment as it goes out."""
+    return {
+        "type": "segment",
+        "seq": seq,
+        "id": segment.id,
+        "rev": segment.rev,
+        "speaker": segment.turn.speaker,
+        "start_s": round(segment.turn.start_s, 3),
+        "end_s": round(segment.turn.end_s, 3),
+        "final": segment.final,
+        "confidence": segment.turn.confidence,
+        "overlap": segment.overlap,
+    }

@@ -1,0 +1,222 @@
+"""One stream, without I/O: bytes in, chunks to score out, scores in, segments out.
+
+    session = Session(settings, metadata)
+    session.receive_audio(packet)
+    while (chunk := session.chunk_to_score()) is not None:      # the caller scores, alone or in a batch
+        session.receive_scores(chunk, activity_S, new_state_N)
+    for segment in session.segments_to_send(): ...
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from voiceflow.audio import SAMPLE_BYTES, StreamResampler, check_rate, decode_pcm
+from voiceflow.contract import ModelMetadata
+from voiceflow.errors import StreamError
+from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
+from voiceflow.runtime import initial_state
+from voiceflow.streaming.speakers import Segment, TurnTracker
+from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, lookahead_steps, samples_to_seconds
+from voiceflow.turns import Turn
+
+FloatArray = npt.NDArray[np.float32]
+
+SILENCE_F = np.full(STEP_FEATURES, np.log(np.float32(ENERGY_FLOOR)), np.float32)
+"""Features of a step of digital silence, shown in place of a future that will not come."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What a client declares of its stream."""
+
+    encoding: str = "pcm_s16le"
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    channels: int = 1
+    latency_s: float = 1.04
+    max_speakers: int | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step that is ready to be scored."""
+
+    features_F: FloatArray
+    state_N: FloatArray
+    lookahead_steps: int
+
+
+@dataclass
+class _Flush:
+    """A look past the end on a copy of the state, while the stream itself may go on."""
+
+    state_N: FloatArray
+    remaining: int
+
+
+@dataclass
+class Session:
+    """Owns every mutable thing one stream has.
+
+    Args:
+        settings: What the client declared.
+        metadata: What the model file says of itself.
+
+    Raises:
+        StreamError: For settings that are not served.
+    """
+
+    settings: StreamSettings
+    metadata: ModelMetadata
+    _steps: deque[FloatArray] = field(default_factory=deque)
+    _segments: list[Segment] = field(default_factory=list)
+    _flush: _Flush | None = None
+    _flush_wanted: bool = False
+    _closing: bool = False
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        if settings.encoding not in SAMPLE_BYTES:
+            raise StreamError("bad_encoding", f"expected encoding {sorted(SAMPLE_BYTES)}, got {settings.encoding!r}")
+        if settings.channels != 1:
+            raise StreamError("bad_channels", f"expected 1 channel, got {settings.channels}; mix down on your side")
+        check_rate(settings.sample_rate_hz)
+        try:
+            self.lookahead_steps = lookahead_steps(settings.latency_s)
+        except ValueError as err:
+            raise StreamError("bad_latency", str(err)) from err
+        if settings.max_speakers is not None and not 1 <= settings.max_speakers <= self.metadata.num_slots:
+            raise StreamError(
+                "bad_max_speakers", f"expected max_speakers from 1 to {self.metadata.num_slots}, got {settings.max_speakers}"
+            )
+        self._resampler = StreamResampler(settings.sample_rate_hz)
+        self._features = FeatureStream()
+        self._tracker = TurnTracker(self.metadata.decision, self.metadata.num_slots)
+        self._state_N = initial_state(self.metadata, settings.max_speakers)
+        self._partial = b""
+        self._scored = 0
+
+    # audio in
+
+    def receive_audio(self, data: bytes) -> None:
+        """Take a packet of any size; a sample may be split between packets.
+
+        Raises:
+            AudioFormatError: NaN or infinite samples; nothing of the packet is taken then.
+            StreamError: The stream was closed before.
+        """
+        if self._closing:
+            raise StreamError("closed", "expected no audio after close; open another stream")
+        data = self._partial + data
+        whole = len(data) // SAMPLE_BYTES[self.settings.encoding] * SAMPLE_BYTES[self.settings.encoding]
+        samples_N = decode_pcm(data[:whole], self.settings.encoding)
+        self._partial = data[whole:]
+        self.receive_samples(self._resampler.push(samples_N))
+
+    def receive_samples(self, samples_N: FloatArray) -> None:
+        """Take mono float32 samples that are at 16 kHz already."""
+        self._steps.extend(self._features.push(samples_N))
+
+    def finalize(self) -> None:
+        """Ask for final turns of all audio so far; the stream may go on afterwards."""
+        self._flush_wanted = True
+
+    def close(self) -> None:
+        """No more audio will come: complete the last step, then decide everything. Calling it twice is harmless."""
+        if self._closing:
+            return
+        self.receive_samples(self._resampler.push(np.zeros(0, np.float32), last=True))
+        self._steps.extend(self._features.flush())
+        self._closing = self._flush_wanted = True
+
+    # the work between
+
+    def chunk_to_score(self) -> Chunk | None:
+        """The next step to score, or None if there is none; each waits for the scores of the one before."""
+        if self._flush is None and not self._steps and self._flush_wanted:
+            self._begin_flush()
+        if self._flush is not None:
+            return Chunk(SILENCE_F, self._flush.state_N, self.lookahead_steps)
+        if self._steps:
+            return Chunk(self._steps[0], self._state_N, self.lookahead_steps)
+        return None
+
+    def receive_scores(self, activity_S: FloatArray, new_state_N: FloatArray) -> None:
+        """Take the answer to the chunk last given out.
+
+        Args:
+            activity_S: Activities of the step `lookahead_steps` before it, shape (slots,).
+            new_state_N: State after it, shape (N,).
+        """
+        if self._flush is not None:
+            self._flush.state_N = new_state_N
+            self._flush.remaining -= 1
+            answered = self._scored - self._flush.remaining - 1
+        else:
+            self._steps.popleft()
+            self._state_N = new_state_N
+            answered = self._scored - self.lookahead_steps
+            self._scored += 1
+        # The first answers tell of steps before the stream began; after a flush, of steps decided already.
+        if answered >= self._tracker.num_steps:
+            self._segments += self._tracker.push(activity_S)
+        if self._flush is not None and self._flush.remaining == 0:
+            self._end_flush()
+
+    def _begin_flush(self) -> None:
+        self._flush_wanted = False
+        if self._scored:
+            self._flush = _Flush(self._state_N, self.lookahead_steps)
+
+    def _end_flush(self) -> None:
+        self._flush = None
+        self._segments += self._tracker.end()
+
+    # results out
+
+    def segments_to_send(self) -> list[Segment]:
+        """What changed since the last call."""
+        segments, self._segments = self._segments, []
+        return segments
+
+    @property
+    def turns(self) -> list[Turn]:
+        """Final turns so far, sorted; none is longer than the audio."""
+        end_s = self.received_s
+        return sorted(
+            turn if turn.end_s <= end_s else Turn(turn.start_s, end_s, turn.speaker, turn.confidence)
+            for turn in self._tracker.final_turns
+            if turn.start_s < end_s
+        )
+
+    @property
+    def received_s(self) -> float:
+        """Audio received, in seconds."""
+        return samples_to_seconds(self._features.num_samples)
+
+    @property
+    def answered_s(self) -> float:
+        """Audio whose activity has been decided, in seconds."""
+        return round(min(self._tracker.num_steps * STEP_S, self.received_s), 6)
+
+    @property
+    def stable_s(self) -> float:
+        """Time before which no turn will change any more."""
+        return self._tracker.stable_s
+
+    @property
+    def waiting_s(self) -> float:
+        """Audio received and not yet scored, in seconds."""
+        return len(self._steps) * STEP_S
+
+    @property
+    def num_speakers(self) -> int:
+        """Different speakers so far."""
+        return self._tracker.num_speakers
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was closed and everything has been decided."""
+        return self._closing and self.chunk_to_score() is None
