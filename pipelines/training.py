@@ -95,7 +95,9 @@ def training(
     )
     for task in (prepared, validated, trained, evaluated, exported, timed):
         task.set_caching_options(True)
-        task.set_retry(2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    # GPU nodes may be taken away; a refusal of bad data would only be repeated.
+    for task in (trained, timed):
+        task.set_retry(2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
     promoted.set_caching_options(False)
     _on_t4(trained).set_cpu_limit("8").set_memory_limit("24G")
     _on_t4(timed).set_cpu_limit("4").set_memory_limit("8G")

@@ -96,10 +96,8 @@ class ValidateConfig(Section):
     silence_dbfs: float
     max_clipped_fraction: float = Field(gt=0, lt=1)
     """Share of samples at full scale."""
-    min_band_energy_ratio: float = Field(gt=0, lt=1)
-    """Least share of energy below 1 kHz: audio labelled with too low a rate is shifted down and fails a bound."""
-    max_low_band_ratio: float = Field(gt=0, le=1)
-    """Most share of energy below 110 Hz: speech slowed by a wrong rate moves there."""
+    max_low_band_share: float = Field(gt=0, le=1)
+    """Most share of speech energy below 70 Hz: voices stored at a higher rate than labelled sink there."""
     min_label_contrast_db: float
     """Least level of labelled over unlabelled audio, in dB, for labels that agree with the energy."""
     min_speakers: dict[str, int]

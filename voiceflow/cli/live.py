@@ -195,14 +195,17 @@ def bench_streams(
 
 @bench_app.command("demo", hidden=True)
 def demo(
-    dataset: Annotated[Path, typer.Option(help="A prepared dataset.")],
+    dataset: Annotated[Path | None, typer.Option(help="A prepared dataset; by default that of the last run.")] = None,
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8080,
 ) -> None:
     """What `make run` shows after the pipeline: a server, and a held-out conversation streamed to it live."""
     import httpx
 
+    from voiceflow.adapters.home import home
     from voiceflow.stages.dataset import read_recordings
 
+    if dataset is None:
+        dataset = Path(json.loads((home() / "last-run.json").read_text(encoding="utf-8"))["dataset"])
     recording = next(row for row in read_recordings(dataset, "test") if len(row.speakers) == 2)
     command = [sys.executable, "-m", "voiceflow.cli", "serve", "--http-port", str(port), "--grpc-port", str(port + 1)]
     with Path(os.devnull).open("wb") as null, subprocess.Popen(command, stdout=null, stderr=null) as server:

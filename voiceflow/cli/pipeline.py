@@ -117,6 +117,8 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     # Components import the package from the same place as this command.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(voiceflow.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONWARNINGS"] = "ignore"
+    last = home() / "last-run.json"
+    last.unlink(missing_ok=True)
     started = time.monotonic()
     failure: Exception | None = None
     with _quietly(log) as terminal, _progress(events, terminal, show=not quiet):
@@ -145,14 +147,23 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
         raise PlatformError(f"step {failed} failed: {_last_words(log) or failure}\nfull log: {log}")
     folder = next(Path(e["folder"]) for e in happened if e["stage"] == "promote" and e["event"] == "result")
     reports = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("promote", "evaluate", "export", "latency")}
-    return {
+    summary = {
         **reports,
         "reused": [name for name in STAGES if name not in ran],
         "elapsed_s": round(time.monotonic() - started, 1),
         "log": str(log),
         "reports": str(folder),
+        "dataset": str(_dataset(folder)),
         "tracking_uri": tracking_uri(),
     }
+    # Its presence tells that the pipeline came to a verdict, whatever that was.
+    last.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _dataset(promoted: Path) -> Path:
+    """The dataset that a run was judged on, from what promote noted of its inputs."""
+    return Path(json.loads((promoted / "inputs.json").read_text(encoding="utf-8"))["dataset"])
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ SENTENCES = (
 def synthesise_corpus(folder: Path, *, num_speakers: int, sentences_each: int, seed: int) -> None:
     """Write a corpus of espeak-ng voices as utterances.csv and one FLAC file a speaker.
 
-    A voice is a language, a variant, a pitch, a range and a speed; none is used twice.
+    A voice is a language, a variant, a pitch and a speed; none is used twice.
 
     Args:
         folder: Where to; made if missing.
@@ -61,7 +61,6 @@ def synthesise_corpus(folder: Path, *, num_speakers: int, sentences_each: int, s
             {
                 "voice": f"{LANGUAGES[index % len(LANGUAGES)]}+{VARIANTS[int(rng.integers(len(VARIANTS)))]}",
                 "pitch": int(rng.integers(10, 95)),
-                "range": int(rng.integers(20, 80)),
                 "speed": int(rng.integers(120, 210)),
                 "sentences": [int(pick) for pick in rng.permutation(len(SENTENCES))[:sentences_each]],
             }
@@ -82,7 +81,7 @@ def _speaker(program: str, folder: Path, index: int, voice: dict[str, object]) -
     sentences = voice["sentences"]
     assert isinstance(sentences, list)
     for sentence in sentences:
-        command = [program, "-v", str(voice["voice"]), "-p", str(voice["pitch"]), "-P", str(voice["range"])]
+        command = [program, "-v", str(voice["voice"]), "-p", str(voice["pitch"])]
         command += ["-s", str(voice["speed"]), "--stdout", SENTENCES[sentence]]
         result = subprocess.run(command, capture_output=True, check=False)
         if result.returncode != 0 or not result.stdout:

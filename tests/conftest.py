@@ -1,0 +1,119 @@
+"""Fixtures: the shipped model, small speech, shared recordings, real servers."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from voiceflow.config import Params, load_params
+from voiceflow.runtime import StepModel, pretrained_path
+from voiceflow.simulation.voices import synthesise_corpus
+from voiceflow.stages.prepare import prepare
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return load_params(REPO / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def model() -> StepModel:
+    return StepModel(pretrained_path())
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = (REPO / os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve()
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared recordings in {folder}: set VOICEFLOW_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def excerpts(shared: Path) -> list[Path]:
+    return sorted((shared / "data" / "meeting-excerpts").glob("*.wav"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen espeak-ng voices."""
+    folder = tmp_path_factory.mktemp("corpus")
+    synthesise_corpus(folder, num_speakers=16, sentences_each=4, seed=3)
+    return folder
+
+
+def small(params: Params, **changes: object) -> Params:
+    """Settings that make a dataset of a few short conversations."""
+    counts = params.prepare.conversations.model_copy(update={"train": 4, "dev": 2, "test": 4})
+    weights = [0.0, 1.0, 1.0]
+    update = {"conversations": counts, "conversation_s": 12.0, "heldout_fraction": 0.25, "num_workers": 1}
+    config = params.prepare.model_copy(update=update | {"num_speakers_weights": weights} | changes)
+    return params.model_copy(update={"prepare": config})
+
+
+@pytest.fixture(scope="session")
+def dataset(params: Params, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of ten conversations of 12 s."""
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepare(small(params).prepare, folder, corpus=corpus, revision="test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talk(dataset: Path) -> np.ndarray:
+    """Twelve seconds of a simulated conversation."""
+    from voiceflow.stages.dataset import read_recordings, read_samples
+
+    return read_samples(dataset, read_recordings(dataset, "test")[0])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, int]]]:
+    """Start `python -m MODULE` as a real process; returns its HTTP and gRPC ports once it answers."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(module: str, *arguments: str, path: str = "/health") -> tuple[int, int]:
+        http, grpc = free_port(), free_port()
+        log = (tmp_path_factory.mktemp("server") / "log").open("wb")
+        command = [sys.executable, "-m", module, "--model_name", "voiceflow-diarizer", "--http_port", str(http)]
+        process = subprocess.Popen([*command, "--grpc_port", str(grpc), *arguments], stdout=log, stderr=log, cwd=REPO)
+        processes.append(process)
+        for _ in range(600):
+            assert process.poll() is None, Path(log.name).read_text()[-2000:]
+            try:
+                if httpx.get(f"http://127.0.0.1:{http}{path}").status_code == 200:
+                    return http, grpc
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"{module} does not answer: {Path(log.name).read_text()[-2000:]}")
+
+    yield start
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., tuple[int, int]]) -> int:
+    """HTTP port of a transformer with the shipped model in its own process."""
+    return start_server("serving.transformer")[0]

@@ -1,0 +1,162 @@
+"""Real servers in processes of their own, real sockets."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+import websockets
+
+from serving.clients.stream import StreamClient
+from voiceflow.audio import load_audio
+from voiceflow.streaming.batch import diarize
+
+pytestmark = pytest.mark.e2e
+
+
+def url(port, path="/v1/stream"):
+    return f"ws://127.0.0.1:{port}{path}"
+
+
+def quantised(samples):
+    """The audio as 16-bit PCM carries it."""
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").astype(np.float32) / np.float32(32768.0)
+
+
+async def stream(port, samples, **options):
+    client = StreamClient(url(port), speed=0.0, **options)
+    finals = [m async for m in client.run(samples) if m["type"] == "segment" and m["final"]]
+    assert client.closed["audio_s"] == pytest.approx(len(samples) / 16_000)
+    return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals)
+
+
+def expected(model, samples, **options):
+    turns = diarize([quantised(samples)], model, latency_s=1.04, **options)[0]
+    return sorted((round(t.start_s, 3), round(t.end_s, 3), t.speaker) for t in turns)
+
+
+def test_a_live_stream_gives_the_turns_of_diarize(server, model, talk):
+    assert asyncio.run(stream(server, talk)) == expected(model, talk)
+
+
+def test_health_ready_metrics_and_infer(server, model, talk):
+    base = f"http://127.0.0.1:{server}"
+    assert httpx.get(f"{base}/health").json()["status"] == "ok"
+    assert httpx.get(f"{base}/ready").json()["ready"]
+    answer = httpx.post(f"{base}/infer", json={"audio": talk.tolist(), "sample_rate_hz": 16000}, timeout=30).json()
+    turns = diarize([talk], model, latency_s=1.04)[0]
+    assert [(t["start_s"], t["speaker"]) for t in answer["turns"]] == [(round(t.start_s, 3), t.speaker) for t in turns]
+    text = httpx.get(f"{base}/metrics", follow_redirects=True).text
+    for name in ("inference_latency_seconds", "inference_requests_total", "inference_errors_total", "websocket_connections_active"):
+        assert f'{name}{"_count" if "latency" in name else ""}{{model_version="' in text
+
+
+@pytest.mark.parametrize("body", [b"", b"text", b"{}", b'{"audio": "x"}', b'{"audio": []}', b"[1, 2"])
+def test_infer_refuses_what_is_not_audio(server, body):
+    headers = {"content-type": "application/json" if body[:1] in (b"{", b"[") else "audio/wav"}
+    answer = httpx.post(f"http://127.0.0.1:{server}/infer", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "expected" in answer.json()["error"]["message"]
+
+
+def test_the_reference_client_gets_a_reply_for_each_chunk(server):
+    async def run():
+        async with websockets.connect(url(server, "/ws/stream"), max_size=2**22) as socket:
+            replies = []
+            for sequence in range(3):
+                await socket.send(json.dumps({"type": "audio_chunk", "data": [0.1] * 16000, "sequence": sequence}))
+                replies.append(json.loads(await socket.recv()))
+            return replies
+
+    replies = asyncio.run(run())
+    assert [reply["sequence"] for reply in replies] == [0, 1, 2]
+    assert all(reply["segments"] == [] and reply["latency_ms"] > 0 for reply in replies)
+
+
+async def reference_turns(port, samples):
+    """Feed chunks of a second; segments after `replaces_after_s` replace what was said of that time."""
+    turns = []
+    async with websockets.connect(url(port, "/ws/stream"), max_size=2**22) as socket:
+        for sequence, start in enumerate(range(0, len(samples), 16_000)):
+            chunk = samples[start : start + 16_000].tolist()
+            await socket.send(json.dumps({"type": "audio_chunk", "data": chunk, "sequence": sequence}))
+            reply = json.loads(await socket.recv())
+            turns = [turn for turn in turns if turn["end"] <= reply["replaces_after_s"]] + reply["segments"]
+    return sorted((turn["start"], turn["end"], turn["speaker"]) for turn in turns)
+
+
+def test_the_reference_protocol_gives_the_turns_of_diarize(server, model, talk):
+    turns = diarize([talk], model, latency_s=1.04)[0]
+    assert asyncio.run(reference_turns(server, talk)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
+
+
+def test_the_reference_protocol_on_a_real_meeting(server, model, excerpts):
+    samples = load_audio(excerpts[0])
+    turns = diarize([samples], model, latency_s=1.04)[0]
+    assert asyncio.run(reference_turns(server, samples)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
+
+
+START = {"type": "start", "audio": {"encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1}}
+BAD = [
+    (["not json"], "bad_json", 4400),
+    (["[1]"], "bad_json", 4400),
+    ([b"\0\0"], "audio_before_start", 4400),
+    ([{"type": "begin"}], "unknown_type", 4400),
+    ([{"type": "close"}], "no_start", 4400),
+    ([START, START], "started_already", 4400),
+    ([START, {"type": "shout"}], "unknown_type", 4400),
+    ([START, "{"], "bad_json", 4400),
+    ([START | {"colour": 1}], "bad_message", 4400),
+    ([START | {"audio": {"sample_rate": 7000}}], "bad_rate", 4400),
+    ([START | {"audio": {"sample_rate": 96000}}], "bad_rate", 4400),
+    ([START | {"audio": {"channels": 2}}], "bad_channels", 4400),
+    ([START | {"audio": {"encoding": "mp3"}}], "bad_encoding", 4400),
+    ([START | {"diarization": {"latency_s": 5.0}}], "bad_latency", 4400),
+    ([START | {"diarization": {"max_speakers": 0}}], "bad_max_speakers", 4400),
+    ([START | {"audio": {"encoding": "pcm_f32le"}}, np.array([np.nan], "<f4").tobytes()], "bad_audio", 4400),
+    ([START, bytes(1_048_578)], "too_large", 4413),
+]
+
+
+def test_bad_messages_get_their_error_and_disturb_nobody(server, model, talk):
+    async def misbehave(messages):
+        async with websockets.connect(url(server), max_size=2**22) as socket:
+            for message in messages:
+                await socket.send(json.dumps(message) if isinstance(message, dict) else message)
+            while True:
+                answer = json.loads(await socket.recv())
+                if answer["type"] == "error":
+                    with pytest.raises(websockets.ConnectionClosed) as closed:
+                        await socket.recv()
+                    return answer, closed.value.rcvd.code
+
+    async def run():
+        good = asyncio.create_task(stream(server, talk))
+        answers = [await misbehave(messages) for messages, _, _ in BAD]
+        return answers, await good
+
+    answers, turns = asyncio.run(run())
+    for (answer, close), (messages, code, close_code) in zip(answers, BAD, strict=True):
+        assert (answer["code"], close) == (code, close_code), messages
+        assert "Traceback" not in answer["message"]
+        assert "expected" in answer["message"]
+    assert turns == expected(model, talk)
+
+
+def test_predictor_and_transformer_apart_answer_as_one_process(start_server, model, talk):
+    """Two KServe processes, gRPC, one batched call a tick; 8 clients at once on streams of 60 s."""
+    _, grpc = start_server("serving.predictor", "--model", "pretrained", path="/v2/health/ready")
+    apart, _ = start_server("serving.transformer", "--predictor_host", f"127.0.0.1:{grpc}")
+    long = np.tile(talk, 5)
+    audios = [np.roll(long, 16_000 * index) * np.float32(0.9 - 0.05 * index) for index in range(8)]
+
+    async def run():
+        return await asyncio.gather(*(stream(apart, audio) for audio in audios))
+
+    answers = asyncio.run(run())
+    assert answers == [expected(model, audio) for audio in audios]
+    text = httpx.get(f"http://127.0.0.1:{apart}/metrics", follow_redirects=True).text
+    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("voiceflow_batch_size_"))
+    mean_batch = float(figures["voiceflow_batch_size_sum"]) / float(figures["voiceflow_batch_size_count"])
+    assert mean_batch > 2.0, "steps of several streams share a call"

@@ -1,0 +1,86 @@
+import csv
+
+import lhotse
+import pytest
+import soundfile
+from conftest import small
+
+from voiceflow.audio import load_audio
+from voiceflow.errors import DataError
+from voiceflow.simulation.corpus import read_corpus
+from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
+from voiceflow.stages.prepare import prepare, split_speakers
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(params, corpus, dataset, tmp_path):
+    config = small(params, num_workers=2).prepare
+    prepare(config, tmp_path / "again", corpus=corpus, revision="test")
+    first, second = files_of(dataset), files_of(tmp_path / "again")
+    first.pop(next(name for name in first if name.name == "prepare.json"))
+    second.pop(next(name for name in second if name.name == "prepare.json"))
+    assert first == second
+
+
+def test_another_seed_gives_other_conversations(params, corpus, dataset, tmp_path):
+    counts = params.prepare.conversations.model_copy(update={"train": 1, "dev": 1, "test": 1})
+    prepare(small(params, seed=99, conversations=counts).prepare, tmp_path / "other", corpus=corpus, revision="x")
+    other = read_recordings(tmp_path / "other", "test")[0]
+    assert other.digest not in {recording.digest for recording in read_recordings(dataset)}
+
+
+def test_no_speaker_is_in_two_splits(params, corpus):
+    splits = split_speakers(list(read_corpus(corpus)), small(params).prepare)
+    assert sum(len(names) for names in splits.values()) == len({name for names in splits.values() for name in names}) == 16
+
+
+def test_turns_lie_where_the_speech_is(dataset):
+    for recording in read_recordings(dataset):
+        samples, turns = read_samples(dataset, recording), read_turns(dataset, recording)
+        assert turns
+        assert max(turn.end_s for turn in turns) <= recording.duration_s + 1e-3
+        assert len(samples) == 12 * 16_000
+
+
+def test_recorded_conversations_are_taken_as_they_are(params, corpus, tmp_path, dataset):
+    recording = read_recordings(dataset, "test")[0]
+    (tmp_path / "real").mkdir()
+    soundfile.write(tmp_path / "real" / "talk.wav", read_samples(dataset, recording), 16_000)
+    text = (dataset / recording.rttm).read_text().replace(recording.name, "talk")
+    (tmp_path / "real" / "talk.rttm").write_text(text)
+    counts = params.prepare.conversations.model_copy(update={"train": 1, "dev": 1, "test": 1})
+    config = small(params, conversations=counts).prepare
+    prepare(config, tmp_path / "out", corpus=corpus, recorded=tmp_path / "real", revision="x")
+    taken = read_recordings(tmp_path / "out", "recorded")[0]
+    assert read_turns(tmp_path / "out", taken) == read_turns(dataset, recording)
+    assert abs(read_samples(tmp_path / "out", taken) - read_samples(dataset, recording)).max() < 1e-3
+
+
+def test_a_tree_and_a_lhotse_manifest_are_read_like_the_table(corpus, tmp_path):
+    table = read_corpus(corpus)
+    speaker, utterances = next(iter(table.items()))
+    chapter = tmp_path / "tree" / speaker / "chapter"
+    chapter.mkdir(parents=True)
+    samples = load_audio(utterances[0].path)
+    soundfile.write(chapter / "0001.flac", samples, 16_000)
+    assert list(read_corpus(tmp_path / "tree")) == [speaker]
+    recording = lhotse.Recording.from_file(utterances[0].path, recording_id="r")
+    (tmp_path / "lhotse").mkdir()
+    lhotse.RecordingSet.from_recordings([recording]).to_file(tmp_path / "lhotse" / "recordings.jsonl.gz")
+    span = lhotse.SupervisionSegment("s", "r", utterances[0].start_s, 1.0, speaker=speaker)
+    lhotse.SupervisionSet.from_segments([span]).to_file(tmp_path / "lhotse" / "supervisions.jsonl.gz")
+    found = read_corpus(tmp_path / "lhotse")[speaker][0]
+    assert found.path == utterances[0].path
+    assert found.end_s == pytest.approx(utterances[0].start_s + 1.0)
+
+
+def test_a_corpus_that_is_not_there_or_malformed_is_told(tmp_path):
+    with pytest.raises(DataError, match="no such corpus"):
+        read_corpus(tmp_path / "none")
+    with (tmp_path / "utterances.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "speaker", "start_s", "end_s"], ["a.wav", "x", "2.0", "1.0"]])
+    with pytest.raises(DataError, match="line 2"):
+        read_corpus(tmp_path)

@@ -1,0 +1,88 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from voiceflow.errors import DataRefusedError
+from voiceflow.stages.dataset import read_recordings, read_samples, write_recordings
+from voiceflow.stages.validate import require_valid, validate
+
+
+@pytest.fixture(scope="module")
+def bounds(params):
+    return params.validate_.model_copy(update={"min_speakers": {"train": 2, "dev": 2, "test": 2}})
+
+
+def test_a_clean_dataset_passes_with_both_reports(bounds, dataset, tmp_path):
+    verdict = validate(bounds, dataset, tmp_path)
+    assert verdict["passed"], verdict["faults"]
+    assert json.loads((tmp_path / "validate.json").read_text())["passed"]
+    assert "Data accepted" in (tmp_path / "validate.html").read_text()
+    require_valid(verdict, tmp_path / "validate.html")
+
+
+def test_planted_faults_are_refused_each_by_its_name_and_row(bounds, dataset, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(dataset, bad)
+    recordings = read_recordings(bad)
+    rate, silent, clipped, nan, copied, original, late, empty = recordings[:8]
+    samples = {row.name: read_samples(bad, row) for row in recordings}
+
+    def rewrite(row, audio, rate_hz=16_000):
+        soundfile.write(bad / row.audio, audio, rate_hz, format="FLAC", subtype="PCM_16")
+
+    rewrite(rate, soxr.resample(samples[rate.name], 16_000, 44_100), 44_100)
+    rewrite(silent, samples[silent.name] * 0)
+    rewrite(clipped, np.clip(samples[clipped.name] * 80, -1, 1))
+    with_nan = samples[nan.name].copy()
+    with_nan[5] = np.nan
+    soundfile.write(bad / nan.audio, with_nan, 16_000, format="WAV", subtype="FLOAT")
+    shutil.copyfile(bad / original.audio, bad / copied.audio)
+    with (bad / late.rttm).open("a") as file:
+        file.write(f"SPEAKER {late.name} 1 11.0 9.0 <NA> <NA> {late.speakers[0]} <NA> <NA>\n")
+    (bad / empty.audio).write_text("not audio")
+    train, test = (next(row for row in recordings if row.split == split) for split in ("train", "test"))
+    shared_speaker = train.speakers[0]
+    changed = test.model_copy(update={"speakers": [*test.speakers, shared_speaker]})
+    write_recordings(bad, [changed if row.name == test.name else row for row in recordings])
+
+    verdict = validate(bounds, bad, tmp_path / "report")
+    faults = {fault["check"]: fault for fault in verdict["faults"]}
+    expected = {
+        "sample_rate": rate.name,
+        "silent_recording": silent.name,
+        "clipped": clipped.name,
+        "nan_samples": nan.name,
+        "duplicate_audio": copied.name,
+        "unreadable_audio": empty.name,
+        "speaker_in_two_splits": shared_speaker,
+    }
+    for check, row in expected.items():
+        assert row in faults[check]["rows"], check
+    assert any(late.name in row for row in faults["turn_past_end"]["rows"])
+    assert "file 44100 Hz, labelled 16000 Hz" in faults["sample_rate"]["message"]
+    assert "test, train" in faults["speaker_in_two_splits"]["message"]
+    with pytest.raises(DataRefusedError, match=silent.name):
+        require_valid(verdict, tmp_path / "report" / "validate.html")
+
+
+def test_warnings_do_not_refuse_and_too_few_speakers_do(bounds, dataset, tmp_path):
+    quiet = tmp_path / "quiet"
+    shutil.copytree(dataset, quiet)
+    recording = read_recordings(quiet, "train")[0]
+    offset = read_samples(quiet, recording) + np.float32(0.05)
+    soundfile.write(quiet / recording.audio, np.clip(offset, -1, 1), 16_000, format="FLAC", subtype="PCM_16")
+    from voiceflow.audio import file_digest
+
+    fixed = recording.model_copy(update={"digest": file_digest(quiet / recording.audio)})
+    rows = [fixed if row.name == recording.name else row for row in read_recordings(quiet)]
+    write_recordings(quiet, rows)
+    lenient = bounds.model_copy(update={"min_label_contrast_db": -99.0})
+    verdict = validate(lenient, quiet, tmp_path / "a")
+    assert verdict["passed"], verdict["faults"]
+    assert [warning["check"] for warning in verdict["warnings"]].count("dc_offset") == 1
+    strict = bounds.model_copy(update={"min_speakers": {"train": 99}})
+    assert {fault["check"] for fault in validate(strict, quiet, tmp_path / "b")["faults"]} >= {"too_few_speakers"}
