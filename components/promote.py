@@ -65,7 +65,9 @@ def promote(
     )
     for name, path in reports.items():
         shutil.copyfile(path, folder / f"{name}.json")
-    (folder / "inputs.json").write_text(json.dumps({"dataset": dataset.path, "exported": exported.path}), encoding="utf-8")
+    (folder / "inputs.json").write_text(
+        json.dumps({"dataset": dataset.path, "exported": exported.path}), encoding="utf-8"
+    )
     with tracking_run(run_id):
         mlflow.set_tag("becomes", summary["becomes"])
         log_report("promote", summary["comparison"])

@@ -4,7 +4,12 @@ from voiceflow.errors import AudioError, StreamError, VoiceflowError
 
 DONE, DRAINED, BAD_REQUEST, IDLE, TOO_LARGE, TOO_MANY, OURS = 1000, 1001, 4400, 4408, 4413, 4429, 4500
 
-_BY_CODE = {"idle": (408, IDLE), "too_large": (413, TOO_LARGE), "too_many": (429, TOO_MANY), "slow_reader": (429, TOO_MANY)}
+_BY_CODE = {
+    "idle": (408, IDLE),
+    "too_large": (413, TOO_LARGE),
+    "too_many": (429, TOO_MANY),
+    "slow_reader": (429, TOO_MANY),
+}
 
 
 def http_status(error: Exception) -> int:

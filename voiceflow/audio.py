@@ -99,7 +99,9 @@ def read_file(source: Path | str | bytes, *, name: str | None = None) -> tuple[F
             expected_frames, rate_hz, container = file.frames, file.samplerate, file.format
             samples_NC = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as err:
-        reason = f"cannot be decoded as WAV, FLAC, Ogg/Opus or MP3 ({_reason(err)}); convert it and try again"
+        reason = (
+            f"expected WAV, FLAC, Ogg/Opus or MP3, but it cannot be decoded ({_reason(err)}); convert it and try again"
+        )
         raise AudioFormatError(label, reason) from err
     if len(samples_NC) == 0:
         raise AudioFormatError(label, "holds no samples; expected at least one")

@@ -108,7 +108,9 @@ def quantise_int8(source: Path, path: Path) -> None:
         nodes += [
             helper.make_node("MatMulInteger", [quantised, f"{name}_q", "q_zero_point"], [product]),
             helper.make_node("Cast", [product], [f"{product}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Split", [f"{product}_float"], [f"{product}_high", f"{product}_low"], axis=0, num_outputs=2),
+            helper.make_node(
+                "Split", [f"{product}_float"], [f"{product}_high", f"{product}_low"], axis=0, num_outputs=2
+            ),
             helper.make_node("Div", [f"{product}_low", "q_254"], [f"{product}_small"]),
             helper.make_node("Add", [f"{product}_high", f"{product}_small"], [f"{product}_sum"]),
             helper.make_node("Mul", [scale, f"{name}_scale"], [f"{product}_scale"]),
@@ -137,7 +139,8 @@ def _large_matrix(node: Any, weights: dict[str, Any]) -> FloatArray | None:
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
             return None
         matrix = matrix.T if attributes.get("transB", 0) else matrix
-    return matrix.astype(np.float32)
+    constant: FloatArray = matrix.astype(np.float32)
+    return constant
 
 
 def _quantise_rows(given: str, quantised: str, scale: str) -> list[Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
+import scipy.signal
 
 from voiceflow.timebase import FRAME_HOP_SAMPLES, SAMPLE_RATE_HZ, STEP_FRAMES, STEP_SAMPLES
 
@@ -37,6 +38,12 @@ def mel_filters() -> FloatArray:
 
 _WINDOW = np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
 _FILTERS = mel_filters()
+OFFSET_CUTOFF_HZ = 2.0
+"""Below this, sound is taken for a microphone's constant offset and removed."""
+_OFFSET_FILTER = (
+    np.array([1.0, -1.0], np.float32),
+    np.array([1.0, -np.exp(-2.0 * np.pi * OFFSET_CUTOFF_HZ / SAMPLE_RATE_HZ)], np.float32),
+)
 
 
 def log_mel(samples_N: FloatArray) -> FloatArray:
@@ -67,13 +74,14 @@ class FeatureStream:
 
     def __init__(self) -> None:
         self._pending = np.zeros(HISTORY_SAMPLES, np.float32)
+        self._offset_state: FloatArray | None = None
         self.num_samples = 0
         """Samples received so far."""
 
     def push(self, samples_N: FloatArray) -> list[FloatArray]:
         """Take 16 kHz samples, return the features of each step completed, shape (640,)."""
         self.num_samples += len(samples_N)
-        self._pending = np.concatenate([self._pending, samples_N])
+        self._pending = np.concatenate([self._pending, self._without_offset(samples_N)])
         steps = []
         start = 0
         while len(self._pending) - start >= HISTORY_SAMPLES + STEP_SAMPLES:
@@ -83,13 +91,24 @@ class FeatureStream:
         self._pending = self._pending[start:]
         return steps
 
+    def _without_offset(self, samples_N: FloatArray) -> FloatArray:
+        """Remove what is constant, from the first sample on: an offset is no sound."""
+        if len(samples_N) == 0:
+            return samples_N
+        if self._offset_state is None:
+            self._offset_state = -samples_N[:1]
+        cleaned_N, self._offset_state = scipy.signal.lfilter(*_OFFSET_FILTER, samples_N, zi=self._offset_state)
+        cleaned: FloatArray = cleaned_N
+        return cleaned
+
     def flush(self) -> list[FloatArray]:
         """Complete a partial last step with silence and return it; empty if there is none."""
         missing = -(len(self._pending) - HISTORY_SAMPLES) % STEP_SAMPLES
         if len(self._pending) == HISTORY_SAMPLES:
             return []
         received = self.num_samples
-        steps = self.push(np.zeros(missing, np.float32))
+        self._pending = np.concatenate([self._pending, np.zeros(missing, np.float32)])
+        steps = self.push(np.zeros(0, np.float32))
         self.num_samples = received
         return steps
 

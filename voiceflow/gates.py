@@ -28,7 +28,9 @@ def _verdict(gate: str, reasons: list[str], figures: dict[str, Any]) -> Verdict:
     return Verdict(gate, not reasons, reasons, figures)
 
 
-def der_gate(overall: Mapping[str, float], slices: Mapping[str, Mapping[str, float]], config: EvaluateConfig) -> Verdict:
+def der_gate(
+    overall: Mapping[str, float], slices: Mapping[str, Mapping[str, float]], config: EvaluateConfig
+) -> Verdict:
     """Strict DER overall and on each slice that is large enough to say something, and label stability."""
     reasons = []
     if overall["der"] > config.max_der:
@@ -50,7 +52,9 @@ def parity_gate(difference: float, config: ExportConfig) -> Verdict:
     return _verdict("parity", reasons, {"max_difference": difference})
 
 
-def int8_gate(fp32: Mapping[str, Mapping[str, float]], int8: Mapping[str, Mapping[str, float]], config: ExportConfig) -> Verdict:
+def int8_gate(
+    fp32: Mapping[str, Mapping[str, float]], int8: Mapping[str, Mapping[str, float]], config: ExportConfig
+) -> Verdict:
     """int8 loses at most so much DER on any slice."""
     losses = {name: int8[name]["der"] - figures["der"] for name, figures in fp32.items()}
     limit = config.max_int8_der_difference
@@ -163,7 +167,9 @@ class Decision:
     reasons: list[str]
 
 
-def decide(gates: Sequence[Verdict], overall: Compared, slices: Mapping[str, Compared], *, accept_equal: bool = False) -> Decision:
+def decide(
+    gates: Sequence[Verdict], overall: Compared, slices: Mapping[str, Compared], *, accept_equal: bool = False
+) -> Decision:
     """Champion on better overall and not worse on every slice; challenger on not worse everywhere; else nothing.
 
     Args:
@@ -183,7 +189,8 @@ def decide(gates: Sequence[Verdict], overall: Compared, slices: Mapping[str, Com
     ]
     if weak:
         return Decision("nothing", weak)
-    told = f"overall {overall.verdict}: DER gain {100 * overall.gain:+.1f} points, 95 % {100 * overall.low:+.1f} to {100 * overall.high:+.1f}"
+    interval = f"95 % {100 * overall.low:+.1f} to {100 * overall.high:+.1f}"
+    told = f"overall {overall.verdict}: DER gain {100 * overall.gain:+.1f} points, {interval}"
     if overall.verdict == "better" or accept_equal:
         return Decision("champion", [told + (" (accepted as equal)" if overall.verdict != "better" else "")])
     return Decision("challenger", [told])

@@ -31,7 +31,9 @@ class Score:
         return error_s / self.reference_s if self.reference_s > 0 else float(error_s > 0)
 
 
-def score(reference: Sequence[Turn], hypothesis: Sequence[Turn], *, duration_s: float, collar_per_side_s: float = 0.0) -> Score:
+def score(
+    reference: Sequence[Turn], hypothesis: Sequence[Turn], *, duration_s: float, collar_per_side_s: float = 0.0
+) -> Score:
     """Score one recording, overlapped speech included.
 
     Args:
@@ -93,7 +95,9 @@ def summarise(scores: Iterable[Score]) -> dict[str, float]:
     rows = list(scores)
     reference_s = sum(row.reference_s for row in rows)
     safe_s = max(reference_s, 1e-9)
-    errors = {name: sum(getattr(row, f"{name}_s") for row in rows) / safe_s for name in ("missed", "false_alarm", "confusion")}
+    errors = {
+        name: sum(getattr(row, f"{name}_s") for row in rows) / safe_s for name in ("missed", "false_alarm", "confusion")
+    }
     minutes = sum(row.duration_s for row in rows) / 60.0
     return {
         "recordings": len(rows),

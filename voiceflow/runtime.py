@@ -30,7 +30,8 @@ def check_onnxruntime() -> None:
         ModelError: Naming the fix.
     """
     installed = {
-        (distribution.metadata["Name"] or "").lower().replace("_", "-") for distribution in importlib.metadata.distributions()
+        (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        for distribution in importlib.metadata.distributions()
     }
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         raise ModelError(
@@ -81,7 +82,9 @@ class StepModel:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=[PROVIDERS[provider], *([] if provider == "cpu" else ["CPUExecutionProvider"])]
+            str(path),
+            options,
+            providers=[PROVIDERS[provider], *([] if provider == "cpu" else ["CPUExecutionProvider"])],
         )
 
     def initial_state(self, max_speakers: int | None = None) -> FloatArray:
@@ -92,7 +95,9 @@ class StepModel:
         """
         return initial_state(self.metadata, max_speakers)
 
-    def step(self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: IntArray) -> tuple[FloatArray, FloatArray]:
+    def step(
+        self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
         """Score one step of B streams.
 
         Args:

@@ -11,7 +11,7 @@ parser = argparse.ArgumentParser(parents=[model_server.parser], description=__do
 parser.add_argument(
     "--model",
     default=None,
-    help="pretrained, a path, or models:/voiceflow-diarizer@champion (default: --model_dir if it exists, else pretrained)",
+    help="pretrained, a path, or models:/voiceflow-diarizer@champion (default: --model_dir if there, else pretrained)",
 )
 parser.add_argument("--model_dir", default="/mnt/models", help="where KServe's storage initializer puts the model")
 parser.add_argument("--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"], help="where steps run")

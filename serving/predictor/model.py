@@ -55,12 +55,18 @@ class StepPredictor(Model):
         if features.ndim == 3:
             features = features[:, 0]
         batch = len(features)
-        expected = {"features": (batch, metadata.step_features), "state": (batch, metadata.state_dims), "lookahead_steps": (batch,)}
+        expected = {
+            "features": (batch, metadata.step_features),
+            "state": (batch, metadata.state_dims),
+            "lookahead_steps": (batch,),
+        }
         for (name, shape), array in zip(expected.items(), (features, state, lookahead), strict=True):
             if array.shape != shape:
                 raise InvalidInput(f"expected {name} of shape {shape}, got {array.shape}")
         if batch == 0 or lookahead.min() < 0 or lookahead.max() > max(metadata.lookahead_steps):
-            raise InvalidInput(f"expected a batch of at least 1 and look-aheads of 0 to {max(metadata.lookahead_steps)}")
+            raise InvalidInput(
+                f"expected a batch of at least 1 and look-aheads of 0 to {max(metadata.lookahead_steps)}"
+            )
         outputs = []
         for name, array in zip(("activity", "new_state"), self.model.step(features, state, lookahead), strict=True):
             output = InferOutput(name, list(array.shape), "FP32")

@@ -82,14 +82,20 @@ class StreamingApp:
             if not isinstance(err, VoiceflowError):
                 logger.exception("/infer failed")
             metrics.INFERENCE_ERRORS.inc()
-            return JSONResponse({"error": {"code": wire_code(err), "message": _told(err)}}, status_code=http_status(err))
+            return JSONResponse(
+                {"error": {"code": wire_code(err), "message": _told(err)}}, status_code=http_status(err)
+            )
 
     async def _infer_audio(self, request: Request) -> np.ndarray:
         if int(request.headers.get("content-length") or 0) > MAX_INFER_BYTES:
-            raise StreamError("too_large", f"expected at most {MAX_INFER_BYTES // 2**20} MiB; stream longer audio to /v1/stream")
+            raise StreamError(
+                "too_large", f"expected at most {MAX_INFER_BYTES // 2**20} MiB; stream longer audio to /v1/stream"
+            )
         body = await request.body()
         if len(body) > MAX_INFER_BYTES:
-            raise StreamError("too_large", f"expected at most {MAX_INFER_BYTES // 2**20} MiB; stream longer audio to /v1/stream")
+            raise StreamError(
+                "too_large", f"expected at most {MAX_INFER_BYTES // 2**20} MiB; stream longer audio to /v1/stream"
+            )
         if "json" not in request.headers.get("content-type", ""):
             return await asyncio.to_thread(load_audio, body, name="body")
         try:
@@ -117,7 +123,9 @@ class StreamingApp:
         if not isinstance(start, Start):
             raise StreamError("no_start", f"expected start first, got {start.type}")
         if start.resume_token is not None:
-            raise StreamError("no_resume", "this server does not keep closed streams; send resume_token null and start anew")
+            raise StreamError(
+                "no_resume", "this server does not keep closed streams; send resume_token null and start anew"
+            )
         stream = self.engine.open(settings_of(start, default_latency_s=self.config.latency_s))
         answers = _Answers(socket, stream, self.engine, ack=start.ack, max_unsent=self.config.max_unsent_messages)
         try:
@@ -167,7 +175,10 @@ class StreamingApp:
                 sender.result()
             if isinstance(message, bytes):
                 if len(message) > self.config.max_packet_bytes:
-                    raise StreamError("too_large", f"expected packets of at most {self.config.max_packet_bytes} bytes, got {len(message)}")
+                    raise StreamError(
+                        "too_large",
+                        f"expected packets of at most {self.config.max_packet_bytes} bytes, got {len(message)}",
+                    )
                 before_s = session.received_s
                 session.receive_audio(message)
                 metrics.AUDIO_SECONDS.inc(session.received_s - before_s)
@@ -265,7 +276,9 @@ class StreamingApp:
 
 def _reference_chunk(message: str | bytes) -> tuple[np.ndarray, Any]:
     if isinstance(message, bytes):
-        raise StreamError("bad_message", 'expected text {"type": "audio_chunk", "data": [floats], "sequence": n}, got binary')
+        raise StreamError(
+            "bad_message", 'expected text {"type": "audio_chunk", "data": [floats], "sequence": n}, got binary'
+        )
     try:
         value = json.loads(message)
     except ValueError as err:
@@ -329,7 +342,9 @@ class _Answers:
                 async with asyncio.timeout(self._engine.config.idle_s):
                     await self._send(session)
             except TimeoutError:
-                raise StreamError("slow_reader", "answers are not being read; read faster and open another stream") from None
+                raise StreamError(
+                    "slow_reader", "answers are not being read; read faster and open another stream"
+                ) from None
             if self.ending and session.is_done:
                 await self._send(session)
                 return
@@ -340,4 +355,6 @@ class _Answers:
             await self._socket.send_json(segment_message(segment, self._seq))
         while self._packets and session.answered_s + 1e-6 >= self._packets[0]:
             end_s = self._packets.popleft()
-            await self._socket.send_json({"type": "ack", "audio_s": end_s, "lag_ms": round(1000 * session.waiting_s, 1)})
+            await self._socket.send_json(
+                {"type": "ack", "audio_s": end_s, "lag_ms": round(1000 * session.waiting_s, 1)}
+            )

@@ -69,7 +69,9 @@ class Engine:
             StreamError: `too_many`, or settings that are not served.
         """
         if len(self._streams) >= self.config.max_streams:
-            raise StreamError("too_many", f"this server holds {self.config.max_streams} streams already; try again later")
+            raise StreamError(
+                "too_many", f"this server holds {self.config.max_streams} streams already; try again later"
+            )
         return self.adopt(Session(settings, self.metadata))
 
     def adopt(self, session: Session) -> Stream:

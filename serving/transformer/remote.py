@@ -45,7 +45,9 @@ class RemotePredictor:
             try:
                 reply = GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=timeout_s, wait_for_ready=True)
             except grpc.RpcError as err:
-                raise ModelError(f"predictor at {self.host} does not answer for {self.model_name!r}: {err.details()}") from err
+                raise ModelError(
+                    f"predictor at {self.host} does not answer for {self.model_name!r}: {err.details()}"
+                ) from err
         if reply.raw_output_contents:
             raw = reply.raw_output_contents[0][4:]
         else:
@@ -57,7 +59,9 @@ class RemotePredictor:
         if self._stub is None:
             self._stub = GRPCInferenceServiceStub(grpc.aio.insecure_channel(self.host, options=self._options))
         request = pb.ModelInferRequest(model_name=self.model_name)
-        for name, datatype, array in zip(("features", "state", "lookahead_steps"), ("FP32", "FP32", "INT64"), batch, strict=True):
+        for name, datatype, array in zip(
+            ("features", "state", "lookahead_steps"), ("FP32", "FP32", "INT64"), batch, strict=True
+        ):
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
         reply = await self._stub.ModelInfer(request, timeout=CALL_TIMEOUT_S)

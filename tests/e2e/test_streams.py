@@ -48,7 +48,12 @@ def test_health_ready_metrics_and_infer(server, model, talk):
     turns = diarize([talk], model, latency_s=1.04)[0]
     assert [(t["start_s"], t["speaker"]) for t in answer["turns"]] == [(round(t.start_s, 3), t.speaker) for t in turns]
     text = httpx.get(f"{base}/metrics", follow_redirects=True).text
-    for name in ("inference_latency_seconds", "inference_requests_total", "inference_errors_total", "websocket_connections_active"):
+    for name in (
+        "inference_latency_seconds",
+        "inference_requests_total",
+        "inference_errors_total",
+        "websocket_connections_active",
+    ):
         assert f'{name}{"_count" if "latency" in name else ""}{{model_version="' in text
 
 

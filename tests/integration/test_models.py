@@ -24,7 +24,9 @@ def net(params):
 @pytest.fixture(scope="module")
 def exported(net, params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
-    metadata = make_metadata(net, version="9.9.9", decision=params.decision, data_revision="d", git_commit="c", run_id="")
+    metadata = make_metadata(
+        net, version="9.9.9", decision=params.decision, data_revision="d", git_commit="c", run_id=""
+    )
     export_fp32(net, folder / "fp32.onnx", metadata=metadata, opset=params.export.opset)
     quantise_int8(folder / "fp32.onnx", folder / "int8.onnx")
     return folder
@@ -32,7 +34,9 @@ def exported(net, params, tmp_path_factory):
 
 @pytest.mark.parametrize("lookahead", [3, 7, 12])
 def test_torch_offline_and_onnx_streaming_agree_on_a_whole_stream(net, exported, talk, params, lookahead):
-    difference = parity_difference(net, StepModel(exported / "fp32.onnx"), [step_features(talk)], lookahead_steps=lookahead)
+    difference = parity_difference(
+        net, StepModel(exported / "fp32.onnx"), [step_features(talk)], lookahead_steps=lookahead
+    )
     assert difference <= params.export.max_parity_difference
 
 

@@ -32,7 +32,9 @@ def test_t4_nodes_are_for_train_and_latency_only():
 
 def test_every_step_but_promote_is_cached():
     pipeline = next(yaml.safe_load_all(COMPILED.read_text()))
-    cached = {name for name, task in pipeline["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")}
+    cached = {
+        name for name, task in pipeline["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")
+    }
     assert cached == {"prepare", "validate", "train", "evaluate", "export", "latency"}
 
 

@@ -27,7 +27,10 @@ def reports(folder, model, *, latency_passes=True):
 
     contents = {
         "evaluate": {"gate": gate("der")},
-        "export": {"files": {"int8": {"digest": file_digest(model)}}, "gates": [gate("parity"), gate("int8"), gate("size")]},
+        "export": {
+            "files": {"int8": {"digest": file_digest(model)}},
+            "gates": [gate("parity"), gate("int8"), gate("size")],
+        },
         "latency": {"gates": [gate("latency", latency_passes)]},
     }
     for name, content in contents.items():
@@ -44,7 +47,9 @@ def test_promotion_on_a_real_registry(registry, params, dataset, tmp_path):
     def run(path, *, latency_passes=True, accept_equal=False):
         given = reports(tmp_path / "reports", path, latency_passes=latency_passes)
         output = tmp_path / "out"
-        return promote(params.promote, params.evaluate, path, dataset, given, output, registry, accept_equal=accept_equal)
+        return promote(
+            params.promote, params.evaluate, path, dataset, given, output, registry, accept_equal=accept_equal
+        )
 
     refused = run(model, latency_passes=False)
     assert refused["becomes"] == "nothing"
@@ -66,7 +71,15 @@ def test_promotion_on_a_real_registry(registry, params, dataset, tmp_path):
     assert registry.storage_uri("2").startswith("file://")
 
     with pytest.raises(ModelError, match="other files"):
-        promote(params.promote, params.evaluate, pretrained_path(), dataset, reports(tmp_path / "r", model), tmp_path, registry)
+        promote(
+            params.promote,
+            params.evaluate,
+            pretrained_path(),
+            dataset,
+            reports(tmp_path / "r", model),
+            tmp_path,
+            registry,
+        )
 
 
 def test_a_model_that_is_not_there_is_told(registry, tmp_path):

@@ -13,7 +13,9 @@ def tone(rate, seconds=1.0, channels=1):
     return np.stack([wave] * channels, axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "rate", "channels"), [("a.wav", 8000, 1), ("a.flac", 44100, 2), ("a.ogg", 48000, 2), ("a.mp3", 22050, 1)])
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"), [("a.wav", 8000, 1), ("a.flac", 44100, 2), ("a.ogg", 48000, 2), ("a.mp3", 22050, 1)]
+)
 def test_files_of_any_rate_and_channel_count_become_16_khz_mono(tmp_path, name, rate, channels):
     soundfile.write(tmp_path / name, tone(rate, channels=channels), rate)
     samples = load_audio(tmp_path / name)

@@ -30,7 +30,7 @@ def test_an_unknown_key_is_named_with_its_path(tmp_path):
 
 
 def test_an_unknown_profile_lists_those_there_are():
-    with pytest.raises(ConfigError, match="full.*quick"):
+    with pytest.raises(ConfigError, match=r"full.*quick"):
         load_params(REPO / "params.yaml", profile="fast")
 
 

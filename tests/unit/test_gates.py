@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from voiceflow.gates import Compared, Verdict, compare, decide, der_gate, int8_gate, latency_gate, parity_gate, size_gate
+from voiceflow.gates import (
+    Compared,
+    Verdict,
+    compare,
+    decide,
+    der_gate,
+    int8_gate,
+    latency_gate,
+    parity_gate,
+    size_gate,
+)
 
 
 def figures(der, recordings=20, flips=1.0):

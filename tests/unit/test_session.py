@@ -122,7 +122,9 @@ def test_rates_out_of_range_are_told(model, rate):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.lists(st.floats(0, 1, width=32, allow_subnormal=False), min_size=2, max_size=2), min_size=1, max_size=60),
+    st.lists(
+        st.lists(st.floats(0, 1, width=32, allow_subnormal=False), min_size=2, max_size=2), min_size=1, max_size=60
+    ),
     st.sampled_from([0.0, 0.16, 0.3]),
     st.sampled_from([0.0, 0.16, 0.24, 0.4]),
 )

@@ -11,7 +11,9 @@ from voiceflow.training.data import BatchSampler, make_example
 
 @pytest.fixture(scope="module")
 def tiny(params) -> ModelConfig:
-    return params.model.model_copy(update={"hidden": 16, "value_dims": 8, "key_dims": 4, "embedding_dims": 8, "num_layers": 1})
+    return params.model.model_copy(
+        update={"hidden": 16, "value_dims": 8, "key_dims": 4, "embedding_dims": 8, "num_layers": 1}
+    )
 
 
 @pytest.fixture(scope="module")

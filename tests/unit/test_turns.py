@@ -49,7 +49,9 @@ def test_rttm_survives_writing_and_reading(tmp_path):
     assert read_rttm(tmp_path / "x.rttm") == {"my_file": turns}
 
 
-@pytest.mark.parametrize("line", ["SPEAKER a 1 x 1.0 <NA> <NA> b", "SPEAKER a 1 0.0 -1.0 <NA> <NA> b", "SPEAKER a 1 nan 1 . . b"])
+@pytest.mark.parametrize(
+    "line", ["SPEAKER a 1 x 1.0 <NA> <NA> b", "SPEAKER a 1 0.0 -1.0 <NA> <NA> b", "SPEAKER a 1 nan 1 . . b"]
+)
 def test_a_bad_rttm_line_is_named(tmp_path, line):
     (tmp_path / "x.rttm").write_text("SPEAKER a 1 0.0 1.0 <NA> <NA> b\n" + line)
     with pytest.raises(DataError, match="line 2"):

@@ -115,7 +115,10 @@ def _ensure_tracked(path: str, say: Callable[[str], None]) -> bool:
     dvc("push", str(pointer), "--quiet")
     after = digest_of(path)
     changed = before is not None and before != after
-    say(f"{path}: taken from $VOICEFLOW_SHARED, version {after[:12]}" + (" (differs from the one in git)" if changed else ""))
+    say(
+        f"{path}: taken from $VOICEFLOW_SHARED, version {after[:12]}"
+        + (" (differs from the one in git)" if changed else "")
+    )
     return True
 
 
@@ -144,7 +147,9 @@ def git_commit() -> str:
         return commit
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head[:12] + ("+changes" if dirty.strip() else "")
@@ -155,7 +160,9 @@ def code_revision() -> str:
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     skipped = {"cli", "__pycache__"}
-    files = [path for path in package.rglob("*") if path.is_file() and not skipped & set(path.relative_to(package).parts)]
+    files = [
+        path for path in package.rglob("*") if path.is_file() and not skipped & set(path.relative_to(package).parts)
+    ]
     files += sorted((package.parent / "components").glob("*.py"))
     for path in sorted(files):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())

@@ -17,7 +17,9 @@ def diarize(
     srt: Annotated[bool, typer.Option(help="Print turns as subtitles.")] = False,
     latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
     max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
-    model: Annotated[str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")] = "pretrained",
+    model: Annotated[
+        str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")
+    ] = "pretrained",
 ) -> None:
     """Say who speaks when in recordings, with the code that serves live streams."""
     from voiceflow.adapters.registry import resolve_model
@@ -50,7 +52,9 @@ def diarize(
             Path(rttm).mkdir(parents=True, exist_ok=True)
             (Path(rttm) / f"{path.stem}.rttm").write_text(to_rttm(turns, path.stem), encoding="utf-8")
         if json_:
-            answers.append({"file": str(path), "duration_s": duration_s, **to_json(turns, model=scorer.metadata.summary())})
+            answers.append(
+                {"file": str(path), "duration_s": duration_s, **to_json(turns, model=scorer.metadata.summary())}
+            )
         elif diarized_json:
             answers.append(to_diarized_json(turns, duration_s=duration_s))
         elif srt:

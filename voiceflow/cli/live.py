@@ -13,7 +13,6 @@ import numpy as np
 import typer
 
 from voiceflow.cli.console import emit_json, error, out, percent
-from voiceflow.config import load_params
 from voiceflow.errors import ConfigError
 
 DEFAULT_URL = "ws://127.0.0.1:8080/v1/stream"
@@ -21,10 +20,14 @@ bench_app = typer.Typer(help="Measure the model or a running server.", no_args_i
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")] = "champion",
+    model: Annotated[
+        str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")
+    ] = "champion",
     http_port: Annotated[int, typer.Option(help="HTTP and WebSocket port.")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="gRPC port (Open Inference Protocol).")] = 8081,
-    predictor_host: Annotated[str | None, typer.Option(help="host:port of a predictor that holds the model instead.")] = None,
+    predictor_host: Annotated[
+        str | None, typer.Option(help="host:port of a predictor that holds the model instead.")
+    ] = None,
 ) -> None:
     """Serve live streams here: /v1/stream, /ws/stream, /infer, /health, /ready, /metrics."""
     if model == "champion":
@@ -78,16 +81,30 @@ def stream(
                 continue
             turns[message["id"]] = Turn(message["start_s"], message["end_s"], message["speaker"], message["confidence"])
             if not json_ and (message["final"] or message["rev"] == 0):
-                color = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")[int(message["speaker"].rsplit("_", 1)[1]) % 8]
-                span = f"{message['start_s']:7.2f} - {message['end_s']:7.2f}" if message["final"] else f"{message['start_s']:7.2f} -     ..."
+                color = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")[
+                    int(message["speaker"].rsplit("_", 1)[1]) % 8
+                ]
+                span = (
+                    f"{message['start_s']:7.2f} - {message['end_s']:7.2f}"
+                    if message["final"]
+                    else f"{message['start_s']:7.2f} -     ..."
+                )
                 out.print(f"{span}  [{color}]{message['speaker']}[/{color}]" + ("" if message["final"] else " speaks"))
                 sys.stdout.flush()
 
     asyncio.run(follow())
-    figures: dict[str, Any] = {"turns": len(turns), "speakers": client.closed.get("speakers"), "audio_s": client.closed.get("audio_s")}
+    figures: dict[str, Any] = {
+        "turns": len(turns),
+        "speakers": client.closed.get("speakers"),
+        "audio_s": client.closed.get("audio_s"),
+    }
     if client.emission_ms:
         p50, p99 = np.percentile(client.emission_ms, [50, 99])
-        figures |= {"emission_p50_ms": round(float(p50), 1), "emission_p99_ms": round(float(p99), 1), "packets": len(client.emission_ms)}
+        figures |= {
+            "emission_p50_ms": round(float(p50), 1),
+            "emission_p99_ms": round(float(p99), 1),
+            "packets": len(client.emission_ms),
+        }
     if reference:
         from voiceflow.metrics import score
 
@@ -98,7 +115,10 @@ def stream(
         return
     out.print(f"{figures['turns']} turns of {figures['speakers']} speakers in {figures['audio_s']:.1f} s")
     if "emission_p50_ms" in figures:
-        out.print(f"emission latency p50 {figures['emission_p50_ms']} ms, p99 {figures['emission_p99_ms']} ms over {figures['packets']} packets")
+        out.print(
+            f"emission latency p50 {figures['emission_p50_ms']} ms, p99 {figures['emission_p99_ms']} ms "
+            f"over {figures['packets']} packets"
+        )
     if "der" in figures:
         out.print(f"DER against the reference: {percent(figures['der'])} (no collar, overlap scored)")
 
@@ -116,14 +136,24 @@ def bench_model(
     from voiceflow.stages.latency import device_name, measure
 
     scorer = StepModel(resolve_model(model), provider=provider)
-    rows = {str(batch): measure(scorer, batch, repeats=repeats, warmup=30) for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+    rows = {
+        str(batch): measure(scorer, batch, repeats=repeats, warmup=30) for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    }
     device = device_name(provider)[1]
     if json_:
         emit_json({"device": device, "load_average": os.getloadavg()[0], "batches": rows})
         return
     from rich.table import Table
 
-    table = Table("batch", "p50 ms", "p95 ms", "p99 ms", "us a stream", "streams in real time", title=f"one 80 ms step on {device}")
+    table = Table(
+        "batch",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "us a stream",
+        "streams in real time",
+        title=f"one 80 ms step on {device}",
+    )
     for batch, row in rows.items():
         values = (row["p50_ms"], row["p95_ms"], row["p99_ms"], row["us_per_stream"], row["streams_in_real_time"])
         table.add_row(batch, *(f"{value:.2f}" for value in values))
@@ -171,7 +201,11 @@ def bench_streams(
     if not answers:
         raise ConfigError(f"no answers from {url}: {failures[0] if failures else 'the server was silent'}")
     # The last packets of a stream are answered at close, without the audio their answer would need.
-    expected = streams * sum(1 for end_s in np.arange(packet_ms / 1000, seconds + 1e-9, packet_ms / 1000) if end_s + latency - 0.08 <= seconds + 1e-6)
+    expected = streams * sum(
+        1
+        for end_s in np.arange(packet_ms / 1000, seconds + 1e-9, packet_ms / 1000)
+        if end_s + latency - 0.08 <= seconds + 1e-6
+    )
     p50, p95, p99 = (round(float(value), 2) for value in np.percentile(answers, [50, 95, 99]))
     result = {
         "streams": streams,
@@ -186,7 +220,10 @@ def bench_streams(
     if json_:
         emit_json(result)
     else:
-        out.print(f"{streams} streams of {seconds:g} s: emission p50 {p50} ms, p95 {p95} ms, p99 {p99} ms; {result['lost']} lost")
+        out.print(
+            f"{streams} streams of {seconds:g} s: emission p50 {p50} ms, p95 {p95} ms, p99 {p99} ms; "
+            f"{result['lost']} lost"
+        )
         for failure in failures[:3]:
             error(ConfigError(failure))
     if failures:
@@ -221,7 +258,10 @@ def demo(
             else:
                 raise ConfigError(f"no server on port {port} after 60 s; is the port taken?")
             told = health["model"]
-            out.print(f"\nserving {told['name']} {told['version']} ({told['precision']}); streaming {recording.name} as if spoken now\n")
+            out.print(
+                f"\nserving {told['name']} {told['version']} ({told['precision']}); "
+                f"streaming {recording.name} as if spoken now\n"
+            )
             stream(
                 str(dataset / recording.audio),
                 url=f"ws://127.0.0.1:{port}/v1/stream",

@@ -24,11 +24,17 @@ STAGES = ("prepare", "validate", "train", "evaluate", "export", "latency", "prom
 def run(
     profile: Annotated[str, typer.Option(help="quick (trains on for minutes) or full, as in params.yaml.")] = "quick",
     from_scratch: Annotated[bool, typer.Option(help="Start from random weights.")] = False,
-    accept_equal: Annotated[bool, typer.Option(help="Let a model that is not worse, but not better, be champion.")] = False,
+    accept_equal: Annotated[
+        bool, typer.Option(help="Let a model that is not worse, but not better, be champion.")
+    ] = False,
     provider: Annotated[str, typer.Option(help="Where the latency step runs: cpu, cuda or tensorrt.")] = "cpu",
     host: Annotated[str | None, typer.Option(help="Submit to this Kubeflow Pipelines endpoint instead.")] = None,
-    data_repo: Annotated[str | None, typer.Option(help="With --host: git URL of the repository that tracks the data.")] = None,
-    data_rev: Annotated[str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")] = "",
+    data_repo: Annotated[
+        str | None, typer.Option(help="With --host: git URL of the repository that tracks the data.")
+    ] = None,
+    data_rev: Annotated[
+        str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")
+    ] = "",
     params: Annotated[Path | None, typer.Option(help="Another params.yaml.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -74,7 +80,9 @@ def run(
 def _arguments(
     values: Params, data_repo: str, corpus: str, recorded: str | None, provider: str, accept_equal: bool
 ) -> dict[str, Any]:
-    sections = {name: getattr(values, f"{name}_" if name == "validate" else name) for name in (*STAGES, "model", "decision")}
+    sections = {
+        name: getattr(values, f"{name}_" if name == "validate" else name) for name in (*STAGES, "model", "decision")
+    }
     return {f"{name}_json": section.model_dump_json() for name, section in sections.items()} | {
         "data_repo": data_repo,
         "corpus": corpus,
@@ -92,7 +100,9 @@ def _submit(host: str, arguments: dict[str, Any]) -> None:
 
     package = str(importlib.resources.files("pipelines").joinpath("training.yaml"))
     try:
-        submitted = Client(host=host).create_run_from_pipeline_package(package, arguments=arguments, experiment_name="voiceflow")
+        submitted = Client(host=host).create_run_from_pipeline_package(
+            package, arguments=arguments, experiment_name="voiceflow"
+        )
     except Exception as err:  # the client raises its own and urllib3's errors
         raise PlatformError(f"Kubeflow Pipelines at {host} did not take the run: {err}") from err
     out.print(f"submitted run {submitted.run_id} to {host}")
@@ -115,7 +125,9 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     os.environ[VARIABLE] = str(events)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
     # Components import the package from the same place as this command.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(voiceflow.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(voiceflow.__file__).parent.parent), os.environ.get("PYTHONPATH")])
+    )
     os.environ["PYTHONWARNINGS"] = "ignore"
     last = home() / "last-run.json"
     last.unlink(missing_ok=True)
@@ -146,7 +158,10 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
         failed = ran[-1] if ran else STAGES[0]
         raise PlatformError(f"step {failed} failed: {_last_words(log) or failure}\nfull log: {log}")
     folder = next(Path(e["folder"]) for e in happened if e["stage"] == "promote" and e["event"] == "result")
-    reports = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("promote", "evaluate", "export", "latency")}
+    reports = {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("promote", "evaluate", "export", "latency")
+    }
     summary = {
         **reports,
         "reused": [name for name in STAGES if name not in ran],
@@ -255,7 +270,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     table.add_row("latency of a step", f"{shown} on {latency['device_name']}")
     table.add_row("streams a core", f"{latency['streams_per_core']:.0f} in real time, model alone")
     for gate in promote["gates"]:
-        table.add_row(f"gate {gate['gate']}", "passed" if gate["passed"] else "[red]refused[/red]: " + "; ".join(gate["reasons"]))
+        table.add_row(
+            f"gate {gate['gate']}", "passed" if gate["passed"] else "[red]refused[/red]: " + "; ".join(gate["reasons"])
+        )
     outcome = {"champion": "[green]champion[/green]", "challenger": "challenger", "nothing": "[red]not promoted[/red]"}
     table.add_row("verdict", f"{outcome[promote['becomes']]}: " + "; ".join(promote["reasons"]))
     table.add_row("champion", f"version {promote['champion']}")

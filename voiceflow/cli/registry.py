@@ -12,7 +12,9 @@ from voiceflow.config import load_params
 
 
 def promote(
-    accept_equal: Annotated[bool, typer.Option(help="Let a model that is not worse, but not better, be champion.")] = False,
+    accept_equal: Annotated[
+        bool, typer.Option(help="Let a model that is not worse, but not better, be champion.")
+    ] = False,
     dataset: Annotated[Path, typer.Option(help="The prepared dataset.")] = DATASET,
     models: Annotated[Path, typer.Option(help="Folder of trained and exported models.")] = MODELS,
     reports: Annotated[Path, typer.Option(help="Folder of reports.")] = REPORTS,
@@ -41,7 +43,9 @@ def promote(
     if json_:
         emit_json(summary)
     else:
-        out.print(f"version {summary['version']} becomes {summary['becomes']}; champion is version {summary['champion']}")
+        out.print(
+            f"version {summary['version']} becomes {summary['becomes']}; champion is version {summary['champion']}"
+        )
         for reason in summary["reasons"]:
             out.print(f"  {reason}", markup=False)
     if summary["becomes"] == "nothing":

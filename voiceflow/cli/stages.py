@@ -32,6 +32,9 @@ def stage(
     dataset: Annotated[Path, typer.Option(help="The prepared dataset.")] = DATASET,
     models: Annotated[Path, typer.Option(help="Folder of trained and exported models.")] = MODELS,
     reports: Annotated[Path, typer.Option(help="Folder of reports.")] = REPORTS,
+    trained: Annotated[
+        Path | None, typer.Option(help="evaluate: a trained network; by default that of --models.")
+    ] = None,
     provider: Annotated[str, typer.Option(help="latency: cpu, cuda or tensorrt.")] = "cpu",
 ) -> None:
     """Run one stage on the paths of dvc.yaml."""
@@ -45,11 +48,20 @@ def stage(
                 task = tasks[what] = bar.add_task(what, total=total)
             bar.update(task, completed=done, total=total)
 
-        result = _run(name, values, progress, dataset, models, reports, provider)
+        result = _run(name, values, progress, dataset, models, reports, trained, provider)
     out.print_json(json.dumps(result))
 
 
-def _run(name: Stage, values: Params, progress: Any, dataset: Path, models: Path, reports: Path, provider: str) -> Any:
+def _run(
+    name: Stage,
+    values: Params,
+    progress: Any,
+    dataset: Path,
+    models: Path,
+    reports: Path,
+    trained: Path | None,
+    provider: str,
+) -> Any:
     if name is Stage.PREPARE:
         from voiceflow.adapters.data_versions import revision_of
         from voiceflow.stages.prepare import prepare
@@ -89,7 +101,7 @@ def _run(name: Stage, values: Params, progress: Any, dataset: Path, models: Path
     if name is Stage.EVALUATE:
         from voiceflow.stages.evaluate import evaluate
 
-        figures = evaluate(values.evaluate, models / "trained", dataset, reports / "evaluate", progress=progress)
+        figures = evaluate(values.evaluate, trained or models / "trained", dataset, reports / "evaluate", progress=progress)
         return {"test": figures["test"]["overall"], "gate": figures["gate"]}
     if name is Stage.EXPORT:
         from voiceflow.adapters.data_versions import git_commit

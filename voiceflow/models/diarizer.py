@@ -13,15 +13,19 @@ Notable choices:
 Shapes: B streams, K steps, F features, H hidden, R ring entries, S slots, E embedding, N state.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from voiceflow.config import ModelConfig
-from voiceflow.features import STEP_FEATURES
+from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES
 
+SILENCE_LOG = math.log(ENERGY_FLOOR) + 0.5
+"""A step none of whose features exceeds this is digital silence: it was not heard. Nobody speaks in it, and
+nothing is learned from it; the look past the end of a stream is made of such steps."""
 LEVEL_STEPS = 400.0
 """Steps over which the level of a stream is averaged at most: 32 s."""
 TRIAL_DECAY = 0.9
@@ -54,7 +58,7 @@ class Frames(NamedTuple):
     overlap_BK: Tensor
     """Logit of at least two, given that there is speech."""
     valid_BK: Tensor
-    """1 where the answered step has been heard, 0 before the stream began."""
+    """1 where the answered step has been heard, 0 before the stream began and in digital silence."""
 
 
 class Diarizer(nn.Module):
@@ -131,7 +135,8 @@ class Diarizer(nn.Module):
     ) -> tuple[Frames, Tensor, Tensor, Tensor]:
         """Everything before the slots; arguments and results are the parts of the state."""
         # 1) level: the running mean of log-mel is subtracted, and told as an input
-        means_BK, level_B2 = _running_level(features_BKF.mean(dim=2), level_B2)
+        heard_BK = (features_BKF.amax(dim=2) > SILENCE_LOG).to(features_BKF.dtype)
+        means_BK, level_B2 = _running_level(features_BKF.mean(dim=2), heard_BK, level_B2)
         level_BK1 = means_BK.unsqueeze(2)
         loudness_BK1 = features_BKF.mean(dim=2, keepdim=True) - level_BK1
         inputs = torch.cat([(features_BKF - level_BK1) * 0.3, loudness_BK1 * 0.3, level_BK1 * 0.1 + 1.0], dim=2)
@@ -146,8 +151,8 @@ class Diarizer(nn.Module):
             carried.append(after)
         # 3) attention from the answered step to what lies around it
         frame_BKC = self.frame(hidden_BKH).float()
-        heard_BK1 = torch.ones_like(frame_BKC[:, :, :1])
-        entries = torch.cat([ring.unflatten(1, (self.ring_steps, -1)), torch.cat([frame_BKC, heard_BK1], dim=2)], dim=1)
+        new_entries = torch.cat([frame_BKC, heard_BK.unsqueeze(2)], dim=2)
+        entries = torch.cat([ring.unflatten(1, (self.ring_steps, -1)), new_entries], dim=1)
         context_BKC, valid_BK = self._attend(entries, lookahead_B)
         # 4) heads
         context_BKC = functional.silu(self.fuse(context_BKC))
@@ -197,9 +202,7 @@ class Diarizer(nn.Module):
         gain_BS = (activity_BS > 0.5).to(activity_BS.dtype) * clean_B1
         return activity_BS, self.update(slots, embedding_BE, gain_BS, activity_BS)
 
-    def slot_logits(
-        self, embedding: Tensor, speech: Tensor, overlap: Tensor, slots: Slots
-    ) -> tuple[Tensor, Tensor]:
+    def slot_logits(self, embedding: Tensor, speech: Tensor, overlap: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
         """Who speaks, if one does: logits over slots, any number of leading dimensions.
 
         Returns:
@@ -252,7 +255,9 @@ class Diarizer(nn.Module):
     def empty_slots(self, batch: int) -> Slots:
         """Slots of streams that have not begun."""
         zeros = torch.zeros(batch, self.config.num_slots)
-        return Slots(torch.zeros(batch, self.config.num_slots, self.config.embedding_dims), zeros, zeros, zeros, zeros[:, :1])
+        return Slots(
+            torch.zeros(batch, self.config.num_slots, self.config.embedding_dims), zeros, zeros, zeros, zeros[:, :1]
+        )
 
 
 def combine(who: Tensor, speech: Tensor, overlap: Tensor) -> Tensor:
@@ -274,13 +279,13 @@ def combine(who: Tensor, speech: Tensor, overlap: Tensor) -> Tensor:
     return (speech - overlap).unsqueeze(-1) * who + overlap.unsqueeze(-1) * among_two
 
 
-def _running_level(means_BK: Tensor, level_B2: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal mean of at most `LEVEL_STEPS` steps; the state holds the mean and the number of steps."""
+def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal mean of at most `LEVEL_STEPS` heard steps; the state holds the mean and the number of steps."""
     level_B, count_B = level_B2[:, 0], level_B2[:, 1]
     levels = []
     for step in range(means_BK.shape[1]):
-        count_B = (count_B + 1.0).clamp(max=LEVEL_STEPS)
-        level_B = level_B + (means_BK[:, step] - level_B) / count_B
+        count_B = (count_B + heard_BK[:, step]).clamp(max=LEVEL_STEPS)
+        level_B = level_B + heard_BK[:, step] * (means_BK[:, step] - level_B) / count_B.clamp(min=1.0)
         levels.append(level_B)
     return torch.stack(levels, dim=1), torch.stack([level_B, count_B], dim=1)
 
@@ -291,6 +296,7 @@ def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor
     The state is hidden and cell side by side, shape (B, 2 H).
     """
     assert isinstance(layer, nn.LSTM)
+    weights: Any = layer  # nn.Module types its parameters as Tensor | Module
     hidden_BH, cell_BH = before.chunk(2, dim=1)
     if inputs_BKH.shape[1] > 1:
         dtype = inputs_BKH.dtype
@@ -298,8 +304,8 @@ def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor
             inputs_BKH, (hidden_BH.unsqueeze(0).to(dtype), cell_BH.unsqueeze(0).to(dtype))
         )
         return output_BKH, torch.cat([hidden_1BH[0], cell_1BH[0]], dim=1)
-    gates = functional.linear(inputs_BKH[:, 0], layer.weight_ih_l0, layer.bias_ih_l0)
-    gates = gates + functional.linear(hidden_BH, layer.weight_hh_l0, layer.bias_hh_l0)
+    gates = functional.linear(inputs_BKH[:, 0], weights.weight_ih_l0, weights.bias_ih_l0)
+    gates = gates + functional.linear(hidden_BH, weights.weight_hh_l0, weights.bias_hh_l0)
     let_in, keep, new, let_out = gates.chunk(4, dim=1)
     cell_BH = torch.sigmoid(keep) * cell_BH + torch.sigmoid(let_in) * torch.tanh(new)
     hidden_BH = torch.sigmoid(let_out) * torch.tanh(cell_BH)

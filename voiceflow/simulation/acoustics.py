@@ -35,7 +35,8 @@ def room_response(rng: Generator, condition: str) -> FloatArray:
     tail_N = scipy.signal.lfilter([1.0], [1.0, -rng.uniform(0.1, 0.7)], tail_N)
     tail_N *= np.sqrt(10.0 ** (-ratio_db / 10.0) / max(1e-9, float(np.sum(tail_N**2))))
     tail_N[0] = 1.0
-    return tail_N.astype(np.float32)
+    response: FloatArray = tail_N.astype(np.float32)
+    return response
 
 
 def apply_response(samples_N: FloatArray, response_N: FloatArray) -> FloatArray:
@@ -57,11 +58,14 @@ def noise(rng: Generator, num_samples: int) -> FloatArray:
             start = int(rng.integers(0, max(1, num_samples - length)))
             burst_N = rng.standard_normal(length) * np.exp(-np.arange(length) / length * rng.uniform(1.0, 8.0))
             low = rng.uniform(60.0, 2000.0)
-            band = scipy.signal.butter(2, [low, min(7500.0, low * rng.uniform(1.5, 6.0))], "band", fs=16000, output="sos")
+            band = scipy.signal.butter(
+                2, [low, min(7500.0, low * rng.uniform(1.5, 6.0))], "band", fs=16000, output="sos"
+            )
             burst_N = scipy.signal.sosfilt(band, burst_N)
             burst_N *= 10.0 ** (rng.uniform(0.0, 26.0) / 20.0) / (np.sqrt(np.mean(burst_N**2)) + 1e-9)
             floor_N[start : start + length] += burst_N[: num_samples - start]
-    return floor_N.astype(np.float32)
+    floor: FloatArray = floor_N.astype(np.float32)
+    return floor
 
 
 def telephone_band(samples_N: FloatArray) -> FloatArray:
@@ -72,7 +76,8 @@ def telephone_band(samples_N: FloatArray) -> FloatArray:
     compressed_N = np.sign(narrow_N) * np.log1p(255.0 * np.abs(narrow_N) / scale) / np.log(256.0)
     stepped_N = np.round(compressed_N * 127.0) / 127.0
     expanded_N = np.sign(stepped_N) * (256.0 ** np.abs(stepped_N) - 1.0) / 255.0 * scale
-    return expanded_N.astype(np.float32)
+    expanded: FloatArray = expanded_N.astype(np.float32)
+    return expanded
 
 
 def mix(

@@ -38,7 +38,9 @@ class Conversation:
     turns: list[Turn]
 
 
-def plan_conversations(config: PrepareConfig, split: str, speakers: Sequence[str], count: int) -> list[ConversationPlan]:
+def plan_conversations(
+    config: PrepareConfig, split: str, speakers: Sequence[str], count: int
+) -> list[ConversationPlan]:
     """Draw speakers and conditions for the conversations of one split.
 
     Training draws the number of speakers and the condition by weight; held-out splits go
@@ -166,7 +168,9 @@ class _Source:
         segment_N = self._segments[self._order.pop()].astype(np.float32) / np.float32(32768.0)
         if abs(self._speed - 1.0) > 0.01:
             length = int(len(segment_N) / self._speed)
-            segment_N = np.interp(np.arange(length) * self._speed, np.arange(len(segment_N)), segment_N).astype(np.float32)
+            segment_N = np.interp(np.arange(length) * self._speed, np.arange(len(segment_N)), segment_N).astype(
+                np.float32
+            )
         rms = float(np.sqrt(np.mean(segment_N**2))) + 1e-6
         segment_N = segment_N * np.float32(min(0.1 / rms, 20.0))
         fade = min(80, len(segment_N) // 4)

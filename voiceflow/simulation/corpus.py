@@ -82,9 +82,7 @@ def _read_tree(folder: Path) -> list[Utterance]:
 def _read_lhotse(folder: Path) -> list[Utterance]:
     import lhotse
 
-    recordings, supervisions = (
-        sorted(folder.glob(f"*{kind}*.jsonl*"))[0] for kind in ("recordings", "supervisions")
-    )
+    recordings, supervisions = (sorted(folder.glob(f"*{kind}*.jsonl*"))[0] for kind in ("recordings", "supervisions"))
     by_id = {recording.id: recording for recording in lhotse.load_manifest(recordings)}
     utterances = []
     for supervision in lhotse.load_manifest(supervisions):
@@ -92,9 +90,7 @@ def _read_lhotse(folder: Path) -> list[Utterance]:
             continue
         source = Path(by_id[supervision.recording_id].sources[0].source)
         path = source if source.is_absolute() else folder / source
-        utterances.append(
-            Utterance(path, supervision.speaker, supervision.start, supervision.end, folder.name)
-        )
+        utterances.append(Utterance(path, supervision.speaker, supervision.start, supervision.end, folder.name))
     return utterances
 
 

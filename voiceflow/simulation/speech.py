@@ -64,7 +64,10 @@ def speech_spans(audios: Sequence[FloatArray], vad: Any) -> list[list[tuple[int,
         )
         spans.append(
             [
-                (max(0, seconds_to_samples(turn.start_s - PAD_S)), min(len(audio), seconds_to_samples(turn.end_s + PAD_S)))
+                (
+                    max(0, seconds_to_samples(turn.start_s - PAD_S)),
+                    min(len(audio), seconds_to_samples(turn.end_s + PAD_S)),
+                )
                 for turn in turns
             ]
         )

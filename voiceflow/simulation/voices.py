@@ -12,11 +12,13 @@ from voiceflow.audio import load_audio, write_flac
 from voiceflow.errors import PlatformError
 
 LANGUAGES = ("en-us", "en-gb", "en-gb-scotland", "de", "fr-fr", "es", "it", "pt-br", "nl", "sv", "pl", "cs")
-VARIANTS = (
-    "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 croak klatt klatt2 klatt3 klatt4 adam Andy Alex Alicia Annie "
-    "antonio anikaRobot aunty Denis Diogo Gene Gene2 grandma grandpa Hugo Jacky john kaukovalta "
-    "linda Lee max Michael Mike norbert quincy rob robert sandro shelby steph Storm Tweaky travis victor zac"
-).split()
+_VARIANT_NAMES = (
+    "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 croak klatt klatt2 klatt3 klatt4 adam Andy Alex Alicia "
+    "Annie antonio anikaRobot aunty Denis Diogo Gene Gene2 grandma grandpa Hugo Jacky john "
+    "kaukovalta linda Lee max Michael Mike norbert quincy rob robert sandro shelby steph Storm "
+    "Tweaky travis victor zac"
+)
+VARIANTS = _VARIANT_NAMES.split()
 SENTENCES = (
     "Good morning everybody, shall we begin?",
     "I think the first point is already done.",
@@ -85,7 +87,9 @@ def _speaker(program: str, folder: Path, index: int, voice: dict[str, object]) -
         command += ["-s", str(voice["speed"]), "--stdout", SENTENCES[sentence]]
         result = subprocess.run(command, capture_output=True, check=False)
         if result.returncode != 0 or not result.stdout:
-            raise PlatformError(f"espeak-ng failed for voice {voice['voice']}: {result.stderr.decode(errors='replace')}")
+            raise PlatformError(
+                f"espeak-ng failed for voice {voice['voice']}: {result.stderr.decode(errors='replace')}"
+            )
         # espeak-ng writes a WAV header for an endless stream; give it its true length.
         samples_N = load_audio(_with_length(result.stdout), name="espeak-ng")
         rows.append([f"audio/{speaker}.flac", speaker, cursor / 16000, (cursor + len(samples_N)) / 16000, "espeak-ng"])

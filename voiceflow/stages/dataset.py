@@ -1,9 +1,9 @@
 """The prepared dataset on disk: what `prepare` writes and every later stage reads.
 
-    recordings.jsonl        one Recording a line, sorted by name
-    prepare.json            seed, corpus revision, counts
-    audio/<split>/*.flac    mono, 16 kHz, 16 bit
-    rttm/<split>/*.rttm     exact turns
+recordings.jsonl        one Recording a line, sorted by name
+prepare.json            seed, corpus revision, counts
+audio/<split>/*.flac    mono, 16 kHz, 16 bit
+rttm/<split>/*.rttm     exact turns
 """
 
 import json

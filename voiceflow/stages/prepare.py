@@ -1,5 +1,6 @@
 """prepare: from utterances to conversations with exact turns, and recorded ones as they are."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -160,7 +161,7 @@ def _simulate_one(plan: ConversationPlan, config: PrepareConfig, scratch: Path, 
     for speaker in plan.speakers:
         samples = np.load(scratch / f"{speaker}.npy", mmap_mode="r")
         bounds = np.load(scratch / f"{speaker}.bounds.npy")
-        segments[speaker] = [samples[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        segments[speaker] = [samples[start:end] for start, end in itertools.pairwise(bounds)]
     conversation = simulate(plan, segments, config)
     audio, rttm = f"audio/{plan.split}/{plan.name}.flac", f"rttm/{plan.split}/{plan.name}.rttm"
     write_flac(output / audio, conversation.samples_N)

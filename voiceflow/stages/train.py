@@ -71,7 +71,9 @@ def train(
     with (output / "curve.csv").open("a" if trainer.step else "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if trainer.step == 0:
-            writer.writerow(["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"])
+            writer.writerow(
+                ["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"]
+            )
         stopped = "the schedule was done before"
         for metrics in trainer.run():
             losses = [round(metrics.losses[name], 5) for name in ("total", "speech", "overlap", "voices", "slots")]

@@ -82,7 +82,9 @@ def _suite(table: str, config: ValidateConfig) -> list[Any]:
         return [
             must("unreadable_audio", "audio that cannot be read", in_set, column="read_error", value_set=[""]),
             must("unreadable_turns", "RTTM that cannot be read", in_set, column="turns_error", value_set=[""]),
-            must("sample_rate", "the file's rate is not the labelled one", in_set, column="rate_agrees", value_set=[True]),
+            must(
+                "sample_rate", "the file's rate is not the labelled one", in_set, column="rate_agrees", value_set=[True]
+            ),
             must(
                 "sample_rate_expected",
                 f"the labelled rate is not {config.sample_rate_hz} Hz",
@@ -105,11 +107,21 @@ def _suite(table: str, config: ValidateConfig) -> list[Any]:
                 min_value=config.min_duration_s,
                 max_value=config.max_duration_s,
             ),
-            must("silent_recording", "silent", between, column="silence_fraction", max_value=config.max_silence_fraction),
-            must("clipped", "clipped at full scale", between, column="clipped_fraction", max_value=config.max_clipped_fraction),
+            must(
+                "silent_recording", "silent", between, column="silence_fraction", max_value=config.max_silence_fraction
+            ),
+            must(
+                "clipped",
+                "clipped at full scale",
+                between,
+                column="clipped_fraction",
+                max_value=config.max_clipped_fraction,
+            ),
             must("nan_samples", "NaN or infinite samples", between, column="num_bad_samples", max_value=0),
             must("duplicate_audio", "the same audio in two recordings", between, column="copies", max_value=1),
-            must("digest", "the file is not the one that was prepared", in_set, column="digest_agrees", value_set=[True]),
+            must(
+                "digest", "the file is not the one that was prepared", in_set, column="digest_agrees", value_set=[True]
+            ),
             must(
                 "labels_disagree",
                 "audio inside turns is not louder than outside",
@@ -123,7 +135,13 @@ def _suite(table: str, config: ValidateConfig) -> list[Any]:
     if table == "turns":
         return [
             must("turn_past_end", "ends after the audio", between, column="past_end_s", max_value=0.0),
-            must("speaker_overlaps_itself", "overlaps another turn of its speaker", between, column="overlap_with_itself_s", max_value=0.0),
+            must(
+                "speaker_overlaps_itself",
+                "overlaps another turn of its speaker",
+                between,
+                column="overlap_with_itself_s",
+                max_value=0.0,
+            ),
             must("short_turn", "shorter than 50 ms", between, column="duration_s", min_value=0.05, severity="warning"),
         ]
     if table == "speakers":
@@ -140,7 +158,9 @@ def _run_suite(rows: list[Row], expectations: list[Any]) -> Any:
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
     definition = (
-        context.data_sources.add_pandas("dataset").add_dataframe_asset("table").add_batch_definition_whole_dataframe("all")
+        context.data_sources.add_pandas("dataset")
+        .add_dataframe_asset("table")
+        .add_batch_definition_whole_dataframe("all")
     )
     suite = context.suites.add(gx.ExpectationSuite(name="voiceflow", expectations=expectations))
     run = context.validation_definitions.add(gx.ValidationDefinition(name="voiceflow", data=definition, suite=suite))
@@ -193,7 +213,8 @@ def _page(verdict: dict[str, Any], results: dict[str, Any]) -> str:
         for finding in [*verdict["faults"], *verdict["warnings"]]
     )
     head = (
-        f"<h1>Data {'accepted' if verdict['passed'] else 'refused'}</h1><p>checked: {html.escape(json.dumps(verdict['checked']))}</p>"
+        f"<h1>Data {'accepted' if verdict['passed'] else 'refused'}</h1>"
+        f"<p>checked: {html.escape(json.dumps(verdict['checked']))}</p>"
         f"<table border=1 cellpadding=6>{rows or '<tr><td>nothing found</td></tr>'}</table>"
     )
     renderer = ValidationResultsPageRenderer(run_info_at_end=True)

@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.streaming.session import Session, StreamSettings
 from voiceflow.contract import ModelMetadata
+from voiceflow.streaming.session import Session, StreamSettings
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -19,7 +19,9 @@ class Scorer(Protocol):
 
     metadata: ModelMetadata
 
-    def step(self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: IntArray) -> tuple[FloatArray, FloatArray]:
+    def step(
+        self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
         """See `runtime.StepModel.step`."""
         ...
 

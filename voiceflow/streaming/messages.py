@@ -85,7 +85,9 @@ def parse(text: str) -> ClientMessage:
     except ValidationError as err:
         fault = err.errors()[0]
         where = ".".join(str(part) for part in fault["loc"][1:])
-        raise StreamError("bad_message", f"{value['type']}: {where}: {fault['msg']}, got {fault['input']!r}") from err
+        raise StreamError(
+            "bad_message", f"{value['type']}: expected another {where} ({fault['msg']}), got {fault['input']!r}"
+        ) from err
 
 
 def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:

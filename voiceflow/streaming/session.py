@@ -1,10 +1,10 @@
 """One stream, without I/O: bytes in, chunks to score out, scores in, segments out.
 
-    session = Session(settings, metadata)
-    session.receive_audio(packet)
-    while (chunk := session.chunk_to_score()) is not None:      # the caller scores, alone or in a batch
-        session.receive_scores(chunk, activity_S, new_state_N)
-    for segment in session.segments_to_send(): ...
+session = Session(settings, metadata)
+session.receive_audio(packet)
+while (chunk := session.chunk_to_score()) is not None:      # the caller scores, alone or in a batch
+    session.receive_scores(chunk, activity_S, new_state_N)
+for segment in session.segments_to_send(): ...
 """
 
 from collections import deque
@@ -89,7 +89,8 @@ class Session:
             raise StreamError("bad_latency", str(err)) from err
         if settings.max_speakers is not None and not 1 <= settings.max_speakers <= self.metadata.num_slots:
             raise StreamError(
-                "bad_max_speakers", f"expected max_speakers from 1 to {self.metadata.num_slots}, got {settings.max_speakers}"
+                "bad_max_speakers",
+                f"expected max_speakers from 1 to {self.metadata.num_slots}, got {settings.max_speakers}",
             )
         self._resampler = StreamResampler(settings.sample_rate_hz)
         self._features = FeatureStream()

@@ -89,7 +89,9 @@ class TurnTracker:
 
     def end(self) -> list[Segment]:
         """End every open span with its last active step: the stream, or this part of it, is over."""
-        return [segment for index, slot in enumerate(self._slots) if slot.start >= 0 for segment in self._end(index, slot)]
+        return [
+            segment for index, slot in enumerate(self._slots) if slot.start >= 0 for segment in self._end(index, slot)
+        ]
 
     @property
     def num_speakers(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from voiceflow.audio import FloatArray
-from voiceflow.features import NUM_MEL_BINS, step_features
+from voiceflow.features import ENERGY_FLOOR, NUM_MEL_BINS, step_features
 from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, STEP_FRAMES, STEP_S
 from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
 
@@ -65,7 +65,7 @@ class BatchSampler:
             length = min(num_steps, len(example.features_TF))
             start = int(rng.integers(len(example.features_TF) - length + 1))
             features[row, :length] = _augment(rng, example.features_TF[start : start + length].astype(np.float32))
-            features[row, length:] = features[row, :length].min()
+            features[row, length:] = np.log(ENERGY_FLOOR)
             active[row, :length] = example.active_TS[start : start + length]
         return Batch(
             torch.from_numpy(features), torch.from_numpy(active), torch.from_numpy(rng.choice(lookaheads, batch_size))

@@ -153,9 +153,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         # More and more rows live with the network's own decisions.
         teacher_forcing = max(0.1, 0.9 - 1.6 * progress)
-        losses = compute_losses(
-            self.net, batch, teacher_forcing=teacher_forcing, generator=generator, bf16=config.bf16
-        )
+        losses = compute_losses(self.net, batch, teacher_forcing=teacher_forcing, generator=generator, bf16=config.bf16)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.gradient_clip)
@@ -165,7 +163,9 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.net.state_dict().items():
                 self.average[name].lerp_(value, 1.0 - decay)
-        parts = {name: float(getattr(losses, name).detach()) for name in ("total", "speech", "overlap", "voices", "slots")}
+        parts = {
+            name: float(getattr(losses, name).detach()) for name in ("total", "speech", "overlap", "voices", "slots")
+        }
         if not math.isfinite(parts["total"]):
             raise FloatingPointError(f"the loss is {parts} at step {self.step}; lower train.learning_rate")
         return parts, batch_size * chunk_s
@@ -208,6 +208,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.optimizer)
 
 
+@torch.no_grad()
 def frame_der(net: Diarizer, examples: list[Example], *, lookahead_steps: int, onset: float = 0.5) -> float:
     """DER on the 80 ms grid: quick, close to the real one, for choosing among checkpoints."""
     errors = reference = 0.0

@@ -43,13 +43,13 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor]:
     """
     num_steps = batch.active_BKS.shape[1]
     index_BK = torch.arange(num_steps).unsqueeze(0) - batch.lookahead_B.unsqueeze(1)
-    gathered = batch.active_BKS.gather(
-        1, index_BK.clamp(min=0).unsqueeze(2).expand(-1, -1, batch.active_BKS.shape[2])
-    )
+    gathered = batch.active_BKS.gather(1, index_BK.clamp(min=0).unsqueeze(2).expand(-1, -1, batch.active_BKS.shape[2]))
     return gathered & (index_BK >= 0).unsqueeze(2), index_BK >= 0
 
 
-def compute_losses(net: Diarizer, batch: Batch, *, teacher_forcing: float, generator: torch.Generator, bf16: bool) -> Losses:
+def compute_losses(
+    net: Diarizer, batch: Batch, *, teacher_forcing: float, generator: torch.Generator, bf16: bool
+) -> Losses:
     """All losses of one batch.
 
     Args:
@@ -80,7 +80,9 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-def voice_loss(net: Diarizer, frames: Frames, active_BKS: Tensor, generator: torch.Generator, *, num_anchors: int = 96) -> Tensor:
+def voice_loss(
+    net: Diarizer, frames: Frames, active_BKS: Tensor, generator: torch.Generator, *, num_anchors: int = 96
+) -> Tensor:
     """Each frame of one speaker against the mean embeddings of the voices in its own conversation.
 
     Source:
@@ -107,7 +109,9 @@ def voice_loss(net: Diarizer, frames: Frames, active_BKS: Tensor, generator: tor
     return _mean(loss, counted)
 
 
-def slot_loss(net: Diarizer, frames: Frames, active_BKS: Tensor, teacher_forcing: float, generator: torch.Generator) -> Tensor:
+def slot_loss(
+    net: Diarizer, frames: Frames, active_BKS: Tensor, teacher_forcing: float, generator: torch.Generator
+) -> Tensor:
     """Cross-entropy of the slot decision along the decoder's own course."""
     course, right_BKS = roll_out(net, frames, active_BKS, teacher_forcing, generator)
     speech = torch.sigmoid(frames.speech_BK).detach() * frames.valid_BK

@@ -34,7 +34,9 @@ def test_another_seed_gives_other_conversations(params, corpus, dataset, tmp_pat
 
 def test_no_speaker_is_in_two_splits(params, corpus):
     splits = split_speakers(list(read_corpus(corpus)), small(params).prepare)
-    assert sum(len(names) for names in splits.values()) == len({name for names in splits.values() for name in names}) == 16
+    assert (
+        sum(len(names) for names in splits.values()) == len({name for names in splits.values() for name in names}) == 16
+    )
 
 
 def test_turns_lie_where_the_speech_is(dataset):
