@@ -37,7 +37,11 @@ def card() -> str:
         for name in export["der"]["fp32"]
     )
     test, lenient = evaluated["test"]["overall"], evaluated["test"]["collar_0.25"]
-    note = (MODELS / "trained" / "note.md").read_text(encoding="utf-8") if (MODELS / "trained" / "note.md").is_file() else ""
+    note = (
+        (MODELS / "trained" / "note.md").read_text(encoding="utf-8")
+        if (MODELS / "trained" / "note.md").is_file()
+        else ""
+    )
     return f"""# {metadata.name} {metadata.version}
 
 A first model: it shows the whole way through and is not yet the model to rely on.

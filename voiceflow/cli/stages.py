@@ -101,7 +101,9 @@ def _run(
     if name is Stage.EVALUATE:
         from voiceflow.stages.evaluate import evaluate
 
-        figures = evaluate(values.evaluate, trained or models / "trained", dataset, reports / "evaluate", progress=progress)
+        figures = evaluate(
+            values.evaluate, trained or models / "trained", dataset, reports / "evaluate", progress=progress
+        )
         return {"test": figures["test"]["overall"], "gate": figures["gate"]}
     if name is Stage.EXPORT:
         from voiceflow.adapters.data_versions import git_commit
