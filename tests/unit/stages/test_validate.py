@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import soxr
 
+from voiceflow.audio import file_digest
 from voiceflow.errors import DataRefusedError
 from voiceflow.stages.dataset import read_recordings, read_samples, write_recordings
 from voiceflow.stages.validate import require_valid, validate
@@ -28,13 +29,14 @@ def test_planted_faults_are_refused_each_by_its_name_and_row(bounds, dataset, tm
     bad = tmp_path / "bad"
     shutil.copytree(dataset, bad)
     recordings = read_recordings(bad)
-    rate, silent, clipped, nan, copied, original, late, empty = recordings[:8]
+    rate, silent, clipped, nan, copied, original, late, empty, _, slow = recordings[:10]
     samples = {row.name: read_samples(bad, row) for row in recordings}
 
     def rewrite(row, audio, rate_hz=16_000):
         soundfile.write(bad / row.audio, audio, rate_hz, format="FLAC", subtype="PCM_16")
 
     rewrite(rate, soxr.resample(samples[rate.name], 16_000, 44_100), 44_100)
+    rewrite(slow, soxr.resample(samples[slow.name], 16_000, 44_100))
     rewrite(silent, samples[silent.name] * 0)
     rewrite(clipped, np.clip(samples[clipped.name] * 80, -1, 1))
     with_nan = samples[nan.name].copy()
@@ -53,6 +55,7 @@ def test_planted_faults_are_refused_each_by_its_name_and_row(bounds, dataset, tm
     faults = {fault["check"]: fault for fault in verdict["faults"]}
     expected = {
         "sample_rate": rate.name,
+        "sample_rate_content": slow.name,
         "silent_recording": silent.name,
         "clipped": clipped.name,
         "nan_samples": nan.name,
@@ -63,6 +66,7 @@ def test_planted_faults_are_refused_each_by_its_name_and_row(bounds, dataset, tm
     for check, row in expected.items():
         assert row in faults[check]["rows"], check
     assert any(late.name in row for row in faults["turn_past_end"]["rows"])
+    assert [fault["rows"] for fault in verdict["faults"] if fault["check"] == "sample_rate_content"] == [[slow.name]]
     assert "file 44100 Hz, labelled 16000 Hz" in faults["sample_rate"]["message"]
     assert "test, train" in faults["speaker_in_two_splits"]["message"]
     with pytest.raises(DataRefusedError, match=silent.name):
@@ -75,8 +79,6 @@ def test_warnings_do_not_refuse_and_too_few_speakers_do(bounds, dataset, tmp_pat
     recording = read_recordings(quiet, "train")[0]
     offset = read_samples(quiet, recording) + np.float32(0.05)
     soundfile.write(quiet / recording.audio, np.clip(offset, -1, 1), 16_000, format="FLAC", subtype="PCM_16")
-    from voiceflow.audio import file_digest
-
     fixed = recording.model_copy(update={"digest": file_digest(quiet / recording.audio)})
     rows = [fixed if row.name == recording.name else row for row in read_recordings(quiet)]
     write_recordings(quiet, rows)
@@ -86,3 +88,29 @@ def test_warnings_do_not_refuse_and_too_few_speakers_do(bounds, dataset, tmp_pat
     assert [warning["check"] for warning in verdict["warnings"]].count("dc_offset") == 1
     strict = bounds.model_copy(update={"min_speakers": {"train": 99}})
     assert {fault["check"] for fault in validate(strict, quiet, tmp_path / "b")["faults"]} >= {"too_few_speakers"}
+
+
+def test_labels_and_manifest_that_do_not_fit_the_audio_are_refused_but_recorded_ones_warned_of(
+    bounds, dataset, tmp_path
+):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(dataset, wrong)
+    unlabelled, stranger, swapped, reencoded, real = recordings = read_recordings(wrong)[:5]
+    (wrong / unlabelled.rttm).write_text("")
+    (wrong / stranger.rttm).write_text(f"SPEAKER {stranger.name} 1 1.0 2.0 <NA> <NA> nobody <NA> <NA>\n")
+    samples = read_samples(wrong, swapped)
+    soundfile.write(wrong / reencoded.audio, samples, 16_000, format="WAV", subtype="PCM_16")
+    noise = np.random.default_rng(5).normal(0, 0.01, len(samples)).astype(np.float32)
+    soundfile.write(wrong / swapped.audio, samples, 16_000, format="FLAC", subtype="PCM_16")
+    soundfile.write(wrong / real.audio, noise, 16_000, format="FLAC", subtype="PCM_16")
+    recorded = real.model_copy(update={"split": "recorded", "digest": file_digest(wrong / real.audio)})
+    write_recordings(wrong, [*recordings[:4], recorded])
+
+    verdict = validate(bounds, wrong, tmp_path / "report")
+    faults = {fault["check"]: fault["rows"] for fault in verdict["faults"]}
+    assert faults["missing_turns"] == [unlabelled.name]
+    assert stranger.name in faults["speakers_disagree"]
+    assert set(faults["duplicate_audio"]) == {swapped.name, reencoded.name}
+    assert reencoded.name in faults["digest"]
+    assert "labels_disagree" in {warning["check"] for warning in verdict["warnings"] if real.name in warning["rows"]}
+    assert all(real.name not in rows for rows in faults.values())
