@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup fmt lint types check e2e bench train compile manifests espeak
+.PHONY: help run test setup fmt lint types check e2e bench train acceptance compile manifests espeak
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage train --profile $(PROFILE)
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
+
+acceptance: setup ## What must hold, measured: make acceptance PART=thread
+	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread)
 
 compile: setup ## Compile the pipeline into pipelines/training.yaml
 	$(BIN)/python -m pipelines

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ class StreamingApp:
             )
             sender = asyncio.create_task(answers.run())
             try:
-                await self._listen(socket, stream, answers, sender)
+                await self._listen_while(sender, self._listen(socket, stream, answers))
                 stream.session.close()
                 self.engine.wake()
                 answers.ending = True
@@ -166,13 +167,23 @@ class StreamingApp:
         finally:
             self.engine.leave(stream)
 
-    async def _listen(self, socket: WebSocket, stream: Stream, answers: "_Answers", sender: asyncio.Task[None]) -> None:
+    @staticmethod
+    async def _listen_while(sender: asyncio.Task[None], listening: Coroutine[Any, Any, None]) -> None:
+        """Listen to the end, unless the sender fails first: its failure is told at once."""
+        listener = asyncio.create_task(listening)
+        try:
+            await asyncio.wait({listener, sender}, return_when=asyncio.FIRST_COMPLETED)
+            if not listener.done():
+                sender.result()
+            await listener
+        finally:
+            listener.cancel()
+
+    async def _listen(self, socket: WebSocket, stream: Stream, answers: "_Answers") -> None:
         """Take packets and messages until close."""
         session = stream.session
         while True:
             message = await self._receive(socket)
-            if sender.done():
-                sender.result()
             if isinstance(message, bytes):
                 if len(message) > self.config.max_packet_bytes:
                     raise StreamError(

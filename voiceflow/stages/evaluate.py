@@ -29,7 +29,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score on held-out simulated speakers and, where the dataset has them, on recorded conversations.
 
-    Writes metrics.json, recordings.csv, slices.csv, hypotheses/*.rttm and plots/*.png.
+    Writes metrics.json, headline.json, recordings.csv, slices.csv, hypotheses/*.rttm and plots/*.png.
 
     Args:
         config: Latency, collars and gate.
@@ -68,7 +68,9 @@ def evaluate(
         _plot_worst(scored, output / "plots" / f"{split}.png")
     _write_table(output / "recordings.csv", rows)
     progress("stream recorded", 2, 2)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    headline = {split: metrics[split] and metrics[split]["overall"] for split in ("test", "recorded")}
+    for name, figures in (("metrics", metrics), ("headline", headline)):
+        (output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 

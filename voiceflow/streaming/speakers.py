@@ -65,9 +65,11 @@ class TurnTracker:
         """Take the activities of the next step, shape (slots,), and return what changed."""
         step, changed = self.num_steps, []
         self.num_steps += 1
+        # Compared as float32, as `hysteresis` does: 0.6 in float32 is not above 0.6.
+        begins_S, lasts_S = activity_S > self.decision.onset, activity_S >= self.decision.offset
         for index, slot in enumerate(self._slots):
             score = float(activity_S[index])
-            slot.speaking = score > self.decision.onset or (slot.speaking and score >= self.decision.offset)
+            slot.speaking = bool(begins_S[index] or (slot.speaking and lasts_S[index]))
             if slot.speaking:
                 if slot.start < 0:
                     slot.start, slot.score_sum, slot.pending_sum = step, 0.0, 0.0
