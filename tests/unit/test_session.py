@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from voiceflow.config import DecisionConfig
@@ -120,7 +120,8 @@ def test_rates_out_of_range_are_told(model, rate):
         Session(StreamSettings(sample_rate_hz=rate), model.metadata)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
+@example([[0.0, float(np.float32(0.6))]], 0.0, 0.0)
 @given(
     st.lists(
         st.lists(st.floats(0, 1, width=32, allow_subnormal=False), min_size=2, max_size=2), min_size=1, max_size=60
