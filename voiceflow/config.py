@@ -229,7 +229,7 @@ class StreamingConfig(Section):
     max_queued_audio_s: float = Field(gt=0)
     """Audio that may wait for the engine before reading from the socket pauses."""
     max_unsent_messages: int = Field(ge=1)
-    """Answers a client may leave unread before it is closed."""
+    """Acknowledgements that may wait for a stream's answers; beyond it one covers several packets."""
 
 
 class Params(Section):

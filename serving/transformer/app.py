@@ -319,7 +319,7 @@ class _Answers:
         stream: Whose answers.
         engine: Asked whether the stream is done.
         ack: Whether each packet is acknowledged once it is answered.
-        max_unsent: Packets that may wait for their acknowledgement.
+        max_unsent: Acknowledgements that may wait.
     """
 
     def __init__(self, socket: WebSocket, stream: Stream, engine: Engine, *, ack: bool, max_unsent: int) -> None:
@@ -327,15 +327,19 @@ class _Answers:
         self._stream = stream
         self._engine = engine
         self._ack = ack
-        self._packets: deque[float] = deque(maxlen=max_unsent)
+        self._packets: deque[float] = deque()
+        self._max_unsent = max_unsent
         self._seq = 0
         self.ending = False
         """Set when the client has sent its last packet."""
 
     def packet(self, end_s: float) -> None:
-        """Note a packet's end, to acknowledge it."""
-        if self._ack:
-            self._packets.append(end_s)
+        """Note a packet's end, to acknowledge it; beyond `max_unsent` one acknowledgement covers several packets."""
+        if not self._ack:
+            return
+        if len(self._packets) >= self._max_unsent:
+            self._packets.pop()
+        self._packets.append(end_s)
 
     async def run(self) -> None:
         """Send until the stream is done.

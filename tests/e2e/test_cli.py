@@ -44,11 +44,11 @@ def test_a_bad_file_is_told_and_the_good_one_is_done(tmp_path, talk):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["diarize", "x.wav", "--latency", "0.5"], 1, "0.32, 0.64, 1.04"),
+        (["diarize", "x.wav", "--latency", "0.5"], 2, "0.32, 0.64, 1.04"),
         (["diarize", "x.wav", "--model", "nowhere.onnx"], 1, "no such model"),
         (["diarize"], 2, "Missing argument"),
         (["stage", "dance"], 2, "dance"),
-        (["run", "--profile", "fast"], 1, "full"),
+        (["run", "--profile", "fast"], 2, "full"),
         (["score", "a.rttm", "b.rttm"], 1, "no such file"),
     ],
 )

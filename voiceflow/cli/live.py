@@ -13,7 +13,7 @@ import numpy as np
 import typer
 
 from voiceflow.cli.console import emit_json, error, out, percent
-from voiceflow.errors import ConfigError
+from voiceflow.errors import PlatformError
 
 DEFAULT_URL = "ws://127.0.0.1:8080/v1/stream"
 bench_app = typer.Typer(help="Measure the model or a running server.", no_args_is_help=True)
@@ -199,7 +199,7 @@ def bench_streams(
     asyncio.run(everyone())
     answers = [value for client in clients for value in client.emission_ms]
     if not answers:
-        raise ConfigError(f"no answers from {url}: {failures[0] if failures else 'the server was silent'}")
+        raise PlatformError(f"no answers from {url}: {failures[0] if failures else 'the server was silent'}")
     # The last packets of a stream are answered at close, without the audio their answer would need.
     expected = streams * sum(
         1
@@ -225,7 +225,7 @@ def bench_streams(
             f"{result['lost']} lost"
         )
         for failure in failures[:3]:
-            error(ConfigError(failure))
+            error(PlatformError(failure))
     if failures:
         raise typer.Exit(1)
 
@@ -249,14 +249,16 @@ def demo(
         try:
             for _ in range(300):
                 if server.poll() is not None:
-                    raise ConfigError(f"the server ended at once; run `voiceflow serve --http-port {port}` to see why")
+                    raise PlatformError(
+                        f"the server ended at once; run `voiceflow serve --http-port {port}` to see why"
+                    )
                 try:
                     health = httpx.get(f"http://127.0.0.1:{port}/health").json()
                     break
                 except (httpx.HTTPError, ValueError):
                     time.sleep(0.2)
             else:
-                raise ConfigError(f"no server on port {port} after 60 s; is the port taken?")
+                raise PlatformError(f"no server on port {port} after 60 s; is the port taken?")
             told = health["model"]
             out.print(
                 f"\nserving {told['name']} {told['version']} ({told['precision']}); "

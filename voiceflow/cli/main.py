@@ -7,7 +7,7 @@ import typer
 import voiceflow
 from voiceflow.cli import audio, data, live, pipeline, registry, stages
 from voiceflow.cli.console import error
-from voiceflow.errors import VoiceflowError
+from voiceflow.errors import ConfigError, VoiceflowError
 
 app = typer.Typer(
     name="voiceflow",
@@ -47,7 +47,7 @@ def main() -> None:
         app()
     except VoiceflowError as err:
         error(err)
-        sys.exit(1)
+        sys.exit(2 if isinstance(err, ConfigError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -1,6 +1,6 @@
 """Training excerpts: features and activities of whole recordings in memory, random pieces of them as batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,3 @@ def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
         first = int(rng.integers(0, NUM_MEL_BINS - width))
         mel[:, :, first : first + width] = mel.mean()
     return mel.reshape(features_TF.shape).astype(np.float32)
-
-
-Progress = Callable[[int, int], None]
