@@ -1,5 +1,7 @@
 """A KServe model that scores one step of many streams; it keeps no state between calls."""
 
+import uuid
+
 import numpy as np
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
@@ -40,12 +42,14 @@ class StepPredictor(Model):
         if not isinstance(payload, InferRequest):
             raise InvalidInput("expected an Open Inference Protocol (v2) request with features, state, lookahead_steps")
         assert self.model is not None
+        # The protocol lets clients leave the id out; replies must have one.
+        reply_id = payload.id or uuid.uuid4().hex
         inputs = {entry.name: entry for entry in payload.inputs}
         metadata = self.model.metadata
         if set(inputs) == {METADATA_OUTPUT}:
             output = InferOutput(METADATA_OUTPUT, [1], "BYTES")
             output.set_data_from_numpy(np.array([metadata.model_dump_json().encode()], object), binary_data=False)
-            return InferResponse(payload.id, self.name, [output])
+            return InferResponse(reply_id, self.name, [output])
         missing = {"features", "state", "lookahead_steps"} - set(inputs)
         if missing:
             raise InvalidInput(f"expected inputs features, state and lookahead_steps; missing {sorted(missing)}")
@@ -70,9 +74,10 @@ class StepPredictor(Model):
         outputs = []
         for name, array in zip(("activity", "new_state"), self.model.step(features, state, lookahead), strict=True):
             output = InferOutput(name, list(array.shape), "FP32")
-            output.set_data_from_numpy(array, binary_data=True)
+            # REST clients get JSON; gRPC carries raw tensors.
+            output.set_data_from_numpy(array, binary_data=payload.from_grpc)
             outputs.append(output)
-        return InferResponse(payload.id, self.name, outputs)
+        return InferResponse(reply_id, self.name, outputs)
 
 
 def _array(entry: InferInput, dtype: type) -> np.ndarray:

@@ -165,3 +165,26 @@ def test_predictor_and_transformer_apart_answer_as_one_process(start_server, mod
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("voiceflow_batch_size_"))
     mean_batch = float(figures["voiceflow_batch_size_sum"]) / float(figures["voiceflow_batch_size_count"])
     assert mean_batch > 2.0, "steps of several streams share a call"
+
+
+def test_the_predictor_answers_plain_rest_and_refuses_wrong_shapes(start_server, model):
+    port, _ = start_server("serving.predictor", "--model", "pretrained", path="/v2/health/ready")
+    state_dims = model.metadata.state_dims
+
+    def infer(num_features):
+        values = {
+            "features": ("FP32", [1, num_features], [-8.0] * num_features),
+            "state": ("FP32", [1, state_dims], [0.0] * state_dims),
+            "lookahead_steps": ("INT64", [1], [7]),
+        }
+        inputs = [{"name": n, "datatype": t, "shape": s, "data": d} for n, (t, s, d) in values.items()]
+        address = f"http://127.0.0.1:{port}/v2/models/voiceflow-diarizer/infer"
+        return httpx.post(address, json={"inputs": inputs}, timeout=30)
+
+    outputs = {row["name"]: row for row in infer(640).json()["outputs"]}
+    assert outputs["activity"]["shape"] == [1, 8]
+    expected_state = model.step(np.full((1, 640), -8, np.float32), model.initial_state()[None], np.array([7]))[1]
+    assert outputs["new_state"]["data"] == pytest.approx(expected_state[0].tolist(), abs=1e-5)
+    refused = infer(10)
+    assert refused.status_code == 400
+    assert "expected features of shape (1, 640)" in refused.text

@@ -131,11 +131,10 @@ def fetch(repo: str, path: str, output: Path, *, rev: str | None) -> str:
     arguments = ["get", repo, path, "--out", str(output), "--force", "--quiet"] + (["--rev", rev] if rev else [])
     dvc(*arguments)
     if rev or not Path(repo).is_dir():
-        with_rev = ["--rev", rev] if rev else []
-        pointer = output.parent / f"{output.name}.dvc"
-        # The pointer is a plain file of the repository, so that `dvc get` brings it too.
-        dvc("get", repo, f"{path}.dvc", "--out", str(pointer), "--force", "--quiet", *with_rev)
-        digest: str = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]["md5"]
+        from dvc.api import read
+
+        pointer = read(f"{path}.dvc", repo=repo, rev=rev, mode="r")
+        digest: str = yaml.safe_load(pointer)["outs"][0]["md5"]
         return digest
     return digest_of(path, Path(repo))
 

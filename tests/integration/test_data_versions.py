@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+from voiceflow.adapters.data_versions import digest_of, fetch
+from voiceflow.errors import DataError, PlatformError
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    """A git repository whose data has two versions under DVC, the second not committed."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*command):
+        subprocess.run(command, check=True, capture_output=True)
+
+    dvc = (sys.executable, "-m", "dvc")
+    run("git", "init", "-q")
+    run("git", "config", "user.email", "test@example.org")
+    run("git", "config", "user.name", "test")
+    run(*dvc, "init", "-q")
+    run(*dvc, "remote", "add", "-q", "-d", "local", str(tmp_path / "remote"))
+    for version in ("first", "second"):
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / "words.txt").write_text(version)
+        run(*dvc, "add", "-q", "data")
+        run(*dvc, "push", "-q")
+        if version == "first":
+            run("git", "add", ".")
+            run("git", "commit", "-q", "-m", "first")
+    return folder
+
+
+def test_data_is_checked_out_at_a_revision_or_from_the_working_tree(repo, tmp_path):
+    now = fetch(str(repo), "data", tmp_path / "now", rev=None)
+    before = fetch(str(repo), "data", tmp_path / "before", rev="HEAD")
+    assert (tmp_path / "now" / "words.txt").read_text() == "second"
+    assert (tmp_path / "before" / "words.txt").read_text() == "first"
+    assert now == digest_of("data", repo)
+    assert before != now
+
+
+def test_untracked_data_and_unknown_revisions_are_told(repo, tmp_path):
+    with pytest.raises(DataError, match="dvc add"):
+        digest_of("nothing", repo)
+    with pytest.raises(PlatformError, match="failed"):
+        fetch(str(repo), "data", tmp_path / "x", rev="no-such-revision")
