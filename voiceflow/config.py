@@ -57,6 +57,28 @@ class TurnTakingConfig(Section):
     """How often somebody else speaks briefly inside a turn."""
 
 
+class VarietyConfig(Section):
+    """What training conversations have beyond held-out ones: dev and test stay as they were first drawn."""
+
+    headset_share: float = Field(ge=0, le=1)
+    """Share of conversations through one microphone a speaker, mixed: near, quiet, full of breath."""
+    context_share: float = Field(ge=0, le=1)
+    """Share of voices that bring along what their recordings hold around the speech."""
+    events_share: float = Field(ge=0, le=1)
+    """Share of conversations with sounds that are no speech."""
+    max_events_per_s: float = Field(ge=0)
+    busy_share: float = Field(ge=0, le=1)
+    """Share of conversations in which people often talk at once."""
+    lull_share: float = Field(ge=0, le=1)
+    """Share of conversations with one long stretch in which nobody speaks."""
+    moving_share: float = Field(ge=0, le=1)
+    """Share of voices whose loudness and distance change while they speak."""
+    gated_share: float = Field(ge=0, le=1)
+    """Share of conversations whose pauses are cut to digital silence, as conference software does."""
+    level_dbfs_range: tuple[float, float] = Field(strict=False)
+    """As prepare.level_dbfs_range, for training."""
+
+
 class PrepareConfig(Section):
     """How conversations are made from utterances."""
 
@@ -81,6 +103,7 @@ class PrepareConfig(Section):
     """Speed factors drawn for each training voice: a changed speed is a new voice."""
     level_dbfs_range: tuple[float, float] = Field(strict=False)
     """Level of speech in dB relative to full scale, drawn for each conversation."""
+    variety: VarietyConfig
     num_workers: int = Field(ge=0)
     """Processes; 0 takes all cores. The result does not depend on it."""
 
@@ -117,6 +140,8 @@ class TrainConfig(Section):
     """Length in the second part, with proportionally fewer excerpts in a batch."""
     long_from: float = Field(ge=0, le=1)
     """Share of the schedule after which excerpts are long."""
+    teacher_forcing: float = Field(ge=0, le=1)
+    """Share of excerpts whose speaker profiles come from the true turns at first; it falls to a tenth."""
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)

@@ -71,7 +71,7 @@ class Diarizer(nn.Module):
         self.ring_steps = config.past_steps + 1 + config.max_lookahead_steps
         self.ring_dims = config.key_dims + config.value_dims + 1
         self.state_sizes = {
-            "level": 2,
+            "level": 2,  # see _running_level
             "recurrent": config.num_layers * 2 * hidden,
             "ring": self.ring_steps * self.ring_dims,
             "profiles": slots * config.embedding_dims,
@@ -95,7 +95,7 @@ class Diarizer(nn.Module):
         self.count = nn.Linear(2 * config.value_dims, 2)
         # slots
         self.slot_match = nn.Linear(config.embedding_dims, 48, bias=False)
-        self.slot_facts = nn.Linear(9, 48)
+        self.slot_facts = nn.Linear(11, 48)
         self.slot_score = nn.Linear(48, 1)
         self.match_scale = nn.Parameter(torch.tensor(8.0))
         with torch.no_grad():
@@ -134,7 +134,7 @@ class Diarizer(nn.Module):
         self, features_BKF: Tensor, level_B2: Tensor, recurrent: Tensor, ring: Tensor, lookahead_B: Tensor
     ) -> tuple[Frames, Tensor, Tensor, Tensor]:
         """Everything before the slots; arguments and results are the parts of the state."""
-        # 1) level: the running mean of log-mel is subtracted, and told as an input
+        # 1) level: how loud it has been is subtracted, and told as an input
         heard_BK = (features_BKF.amax(dim=2) > SILENCE_LOG).to(features_BKF.dtype)
         means_BK, level_B2 = _running_level(features_BKF.mean(dim=2), heard_BK, level_B2)
         level_BK1 = means_BK.unsqueeze(2)
@@ -229,6 +229,8 @@ class Diarizer(nn.Module):
                 best_known.expand_as(cosine),
                 speech.unsqueeze(-1).expand_as(cosine),
                 overlap.unsqueeze(-1).expand_as(cosine),
+                confirmed.sum(dim=-1, keepdim=True).expand_as(cosine) / self.config.num_slots,
+                torch.log1p(weights.sum(dim=-1, keepdim=True)).expand_as(cosine) * 0.2,
             ],
             dim=-1,
         )
@@ -280,14 +282,24 @@ def combine(who: Tensor, speech: Tensor, overlap: Tensor) -> Tensor:
 
 
 def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal mean of at most `LEVEL_STEPS` heard steps; the state holds the mean and the number of steps."""
+    """How loud at most `LEVEL_STEPS` heard steps were: a mean of amplitudes, so that pauses hardly count.
+
+    Args:
+        means_BK: Mean log-mel energy of each step.
+        heard_BK: 1 where a step was heard.
+        level_B2: State: the mean amplitude (the root of energy), and the number of steps it is of.
+
+    Returns:
+        Level of each step as log energy (B, K), and the new state.
+    """
     level_B, count_B = level_B2[:, 0], level_B2[:, 1]
+    amplitude_BK = torch.exp(0.5 * means_BK)
     levels = []
     for step in range(means_BK.shape[1]):
         count_B = (count_B + heard_BK[:, step]).clamp(max=LEVEL_STEPS)
-        level_B = level_B + heard_BK[:, step] * (means_BK[:, step] - level_B) / count_B.clamp(min=1.0)
+        level_B = level_B + heard_BK[:, step] * (amplitude_BK[:, step] - level_B) / count_B.clamp(min=1.0)
         levels.append(level_B)
-    return torch.stack(levels, dim=1), torch.stack([level_B, count_B], dim=1)
+    return 2.0 * torch.log(torch.stack(levels, dim=1) + 1e-4), torch.stack([level_B, count_B], dim=1)
 
 
 def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,10 @@
-"""What happens between mouth and file: levels, rooms, noise, the telephone band."""
+"""What happens between mouth and file: levels, rooms, noise, headsets, the telephone band."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import scipy.signal
 
 from voiceflow.timebase import SAMPLE_RATE_HZ
@@ -10,10 +13,30 @@ FloatArray = npt.NDArray[np.float32]
 Generator = np.random.Generator
 
 CONDITIONS = ("close", "room", "far", "telephone")
+HEADSET = "headset"
+"""A microphone at each mouth, all mixed: in training only, see `VarietyConfig`."""
 
-_RT60_S = {"close": (0.05, 0.2), "room": (0.2, 0.6), "far": (0.4, 1.0), "telephone": (0.05, 0.3)}
-_DIRECT_TO_REVERBERANT_DB = {"close": (12.0, 25.0), "room": (3.0, 12.0), "far": (-6.0, 4.0), "telephone": (10.0, 25.0)}
-_SNR_DB = {"close": (20.0, 45.0), "room": (12.0, 35.0), "far": (8.0, 25.0), "telephone": (12.0, 35.0)}
+_RT60_S = {
+    "close": (0.05, 0.2),
+    "room": (0.2, 0.6),
+    "far": (0.4, 1.0),
+    "telephone": (0.05, 0.3),
+    HEADSET: (0.2, 0.6),
+}
+_DIRECT_TO_REVERBERANT_DB = {
+    "close": (12.0, 25.0),
+    "room": (3.0, 12.0),
+    "far": (-6.0, 4.0),
+    "telephone": (10.0, 25.0),
+    HEADSET: (12.0, 25.0),
+}
+_SNR_DB = {
+    "close": (20.0, 45.0),
+    "room": (12.0, 35.0),
+    "far": (8.0, 25.0),
+    "telephone": (12.0, 35.0),
+    HEADSET: (25.0, 65.0),
+}
 
 
 def room_response(rng: Generator, condition: str) -> FloatArray:
@@ -80,33 +103,82 @@ def telephone_band(samples_N: FloatArray) -> FloatArray:
     return expanded
 
 
+def headset_response(rng: Generator, num_microphones: int) -> FloatArray:
+    """How a mouth is heard when one microphone a speaker is mixed: near by, and late and weak in the others."""
+    response_N = room_response(rng, HEADSET)
+    for _ in range(num_microphones - 1):
+        delay = int(rng.uniform(0.002, 0.009) * SAMPLE_RATE_HZ)
+        other_N = room_response(rng, "room") * np.float32(10.0 ** (rng.uniform(-36.0, -12.0) / 20.0))
+        length = max(len(response_N), delay + len(other_N))
+        response_N = np.pad(response_N, (0, length - len(response_N)))
+        response_N[delay : delay + len(other_N)] += other_N
+    return response_N
+
+
+def moving(rng: Generator, voice_N: FloatArray, response_N: FloatArray, condition: str) -> FloatArray:
+    """A voice that changes place: it fades from one response to another and back, and its loudness drifts."""
+    num_samples = len(voice_N)
+    knots = rng.uniform(0.0, 1.0, max(2, num_samples // (5 * SAMPLE_RATE_HZ)))
+    position = np.arange(num_samples) / num_samples * (len(knots) - 1)
+    share_N = np.interp(position, np.arange(len(knots)), knots).astype(np.float32)
+    drift_N = 10.0 ** (np.interp(position, np.arange(len(knots)), rng.uniform(-7.0, 3.0, len(knots))) / 20.0)
+    other_N = apply_response(voice_N, room_response(rng, condition))
+    moved_N: FloatArray = (
+        (apply_response(voice_N, response_N) * share_N + other_N * (1.0 - share_N)) * drift_N
+    ).astype(np.float32)
+    return moved_N
+
+
 def mix(
     rng: Generator,
     voices: dict[str, FloatArray],
     *,
     condition: str,
     level_dbfs_range: tuple[float, float],
+    moving_share: float = 0.0,
+    surroundings: Mapping[str, FloatArray] | None = None,
+    events_N: FloatArray | None = None,
+    gated: bool = False,
 ) -> FloatArray:
     """Put voices of one conversation into one recording.
 
     Args:
         rng: Draws rooms, gains, noise and level.
         voices: Each speaker's speech with silence between, equal lengths, shape (N,).
-        condition: One of `CONDITIONS`.
+        condition: One of `CONDITIONS`, or `HEADSET`.
         level_dbfs_range: Root mean square of speech in the result, in dB relative to full scale.
+        moving_share: Share of voices that move.
+        surroundings: What a voice brings along beside its speech, shape (N,); loudness is that of the speech alone.
+        events_N: Sounds that are no speech, for speech at a root mean square of 1, shape (N,).
+        gated: Whether all that is neither speech nor near it is cut to digital silence.
 
     Returns:
         Samples within (-1, 1), shape (N,).
     """
     num_samples = len(next(iter(voices.values())))
     speech_N = np.zeros(num_samples, np.float32)
-    for voice_N in voices.values():
-        gain = 10.0 ** (np.clip(rng.normal(0.0, 3.0), -8.0, 8.0) / 20.0)
-        speech_N += np.float32(gain) * apply_response(voice_N, room_response(rng, condition))
+    beside_N = np.zeros(num_samples, np.float32)
+    for speaker, voice_N in voices.items():
+        spread_db, most_db = (5.0, 12.0) if condition == HEADSET else (3.0, 8.0)
+        gain = np.float32(10.0 ** (np.clip(rng.normal(0.0, spread_db), -most_db, most_db) / 20.0))
+        response_N = headset_response(rng, len(voices)) if condition == HEADSET else room_response(rng, condition)
+        if moving_share and rng.random() < moving_share:
+            speech_N += gain * moving(rng, voice_N, response_N, condition)
+        else:
+            speech_N += gain * apply_response(voice_N, response_N)
+        if surroundings and speaker in surroundings:
+            beside_N += gain * apply_response(surroundings[speaker], response_N)
     speaking_N = np.abs(speech_N) > 1e-4
     power = float(np.mean(speech_N[speaking_N] ** 2)) if speaking_N.any() else 1e-6
     snr_db = rng.uniform(*_SNR_DB[condition])
     mixed_N = speech_N + noise(rng, num_samples) * np.float32(np.sqrt(power * 10.0 ** (-snr_db / 10.0)))
+    mixed_N += beside_N
+    if events_N is not None:
+        mixed_N += events_N * np.float32(np.sqrt(power))
+    if gated:
+        # Cut 0.3 s after the last sample of speech.
+        near_N = scipy.ndimage.maximum_filter1d(speaking_N.astype(np.uint8), int(0.6 * SAMPLE_RATE_HZ))
+        mixed_N = mixed_N * near_N
     if condition == "telephone":
         mixed_N = telephone_band(mixed_N)
     level = 10.0 ** (rng.uniform(*level_dbfs_range) / 20.0)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.config import PrepareConfig, TurnTakingConfig
-from voiceflow.simulation.acoustics import CONDITIONS, FloatArray, Generator, mix
+from voiceflow.config import PrepareConfig, TurnTakingConfig, VarietyConfig
+from voiceflow.simulation.acoustics import CONDITIONS, HEADSET, FloatArray, Generator, mix
+from voiceflow.simulation.sounds import background_events
+from voiceflow.simulation.speech import Segment
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds, seconds_to_samples
 from voiceflow.turns import Turn, merge_turns
 
@@ -43,7 +45,7 @@ def plan_conversations(
 ) -> list[ConversationPlan]:
     """Draw speakers and conditions for the conversations of one split.
 
-    Training draws the number of speakers and the condition by weight; held-out splits go
+    Training draws the number of speakers and the condition by weight, and has headsets beside them; held-out splits go
     through all conditions in turn, so that every slice has its share.
 
     Args:
@@ -65,6 +67,8 @@ def plan_conversations(
         if split == "train":
             num_speakers = 1 + int(rng.choice(len(number_weights), p=number_weights))
             condition = str(rng.choice(CONDITIONS, p=condition_weights / condition_weights.sum()))
+            if rng.random() < config.variety.headset_share:
+                condition = HEADSET
         else:
             num_speakers = 1 + int(np.argmax(number_weights * (index + 1) - drawn))
             condition = CONDITIONS[(index + index // len(CONDITIONS)) % len(CONDITIONS)]
@@ -84,29 +88,60 @@ def plan_conversations(
     return plans
 
 
-def simulate(plan: ConversationPlan, segments: dict[str, list[Int16Array]], config: PrepareConfig) -> Conversation:
-    """Make one conversation; the same plan, segments and config give the same samples.
+@dataclass(frozen=True)
+class _Voice:
+    """One speaker's tracks, shape (N,): speech, and what the recordings hold around it (None: nothing)."""
+
+    speech_N: FloatArray
+    surroundings_N: FloatArray | None
+
+
+def simulate(
+    plan: ConversationPlan,
+    segments: dict[str, list[Segment]],
+    config: PrepareConfig,
+    sounds: Sequence[Int16Array] = (),
+) -> Conversation:
+    """Make one conversation; the same plan, segments, config and sounds give the same samples.
+
+    Held-out conversations are made of speech, rooms and steady noise alone, as they were when the
+    first model was judged by them; training conversations have all of `config.variety`.
 
     Args:
         plan: Who, where, and the seed.
         segments: Speech of each speaker of the plan, cut at pauses.
-        config: Length, turn taking, speeds and levels.
+        config: Length, turn taking, speeds, levels and variety.
+        sounds: Speechless pieces of recordings, see `speech.speaker_segments`.
     """
     rng = np.random.default_rng(plan.seed)
+    variety = config.variety if plan.split == "train" else None
     num_samples = seconds_to_samples(config.conversation_s)
     sources = {
-        speaker: _Source(rng, segments[speaker], rng.uniform(*config.speed_range) if plan.split == "train" else 1.0)
+        speaker: _Source(rng, segments[speaker], rng.uniform(*config.speed_range) if variety else 1.0)
         for speaker in plan.speakers
     }
-    voices = {speaker: np.zeros(num_samples, np.float32) for speaker in plan.speakers}
+    voices = {
+        speaker: _Voice(
+            np.zeros(num_samples, np.float32),
+            np.zeros(num_samples, np.float32) if variety and rng.random() < variety.context_share else None,
+        )
+        for speaker in plan.speakers
+    }
     turns: list[Turn] = []
     taking = _mood(rng, config.turn_taking)
+    lull_at = num_samples + 1
+    if variety:
+        taking = _busy(rng, taking, variety)
+        if rng.random() < variety.lull_share:
+            lull_at = int(rng.uniform(0.0, 0.8) * num_samples)
     # Some talk more than others, and each has somebody who tends to answer.
     dominance = rng.dirichlet(np.full(len(plan.speakers), 3.0))
     speaker = plan.speakers[0]
     time = int(rng.exponential(0.7) * SAMPLE_RATE_HZ)
     unheard = list(plan.speakers)
     while time < num_samples:
+        if time >= lull_at:
+            time, lull_at = time + int(rng.uniform(4.0, 40.0) * SAMPLE_RATE_HZ), num_samples + 1
         # 1) the turn itself
         length_s = float(np.clip(rng.lognormal(np.log(taking.turn_median_s), taking.turn_sigma), 0.3, 20.0))
         end = _speak(rng, sources[speaker], voices[speaker], turns, speaker, time, length_s)
@@ -122,7 +157,22 @@ def simulate(plan: ConversationPlan, segments: dict[str, list[Int16Array]], conf
         following = _next_speaker(rng, plan.speakers, speaker, dominance, unheard)
         time = end + seconds_to_samples(_gap_s(rng, taking, change=following != speaker))
         speaker = following
-    samples_N = mix(rng, voices, condition=plan.condition, level_dbfs_range=config.level_dbfs_range)
+    tracks = {speaker: voice.speech_N for speaker, voice in voices.items()}
+    if variety is None:
+        samples_N = mix(rng, tracks, condition=plan.condition, level_dbfs_range=config.level_dbfs_range)
+    else:
+        samples_N = mix(
+            rng,
+            tracks,
+            condition=plan.condition,
+            level_dbfs_range=variety.level_dbfs_range,
+            moving_share=variety.moving_share,
+            surroundings={
+                speaker: voice.surroundings_N for speaker, voice in voices.items() if voice.surroundings_N is not None
+            },
+            events_N=_events(rng, num_samples, sounds, variety),
+            gated=rng.random() < variety.gated_share,
+        )
     merged = merge_turns(turns, max_gap_s=BRIDGED_PAUSE_S)
     return Conversation(samples_N, [turn for turn in merged if turn.duration_s >= MIN_TURN_S])
 
@@ -133,6 +183,28 @@ def _mood(rng: Generator, taking: TurnTakingConfig) -> TurnTakingConfig:
         return taking
     mean_s = taking.sparse_pause_mean_s * rng.uniform(0.3, 2.0)
     return taking.model_copy(update={"pause_probability": 0.7, "pause_mean_s": mean_s})
+
+
+def _busy(rng: Generator, taking: TurnTakingConfig, variety: VarietyConfig) -> TurnTakingConfig:
+    """Some conversations are busy: people answer before the other has done, and say yes meanwhile."""
+    if rng.random() >= variety.busy_share:
+        return taking
+    return taking.model_copy(
+        update={
+            "gap_mean_s": float(rng.uniform(-1.0, -0.2)),
+            "backchannel_probability": float(rng.uniform(0.3, 0.9)),
+            "turn_median_s": float(taking.turn_median_s * rng.uniform(0.5, 1.2)),
+        }
+    )
+
+
+def _events(
+    rng: Generator, num_samples: int, sounds: Sequence[Int16Array], variety: VarietyConfig
+) -> FloatArray | None:
+    if rng.random() >= variety.events_share:
+        return None
+    per_s = variety.max_events_per_s * float(rng.uniform(0.05, 1.0)) ** 2
+    return background_events(rng, num_samples, sounds, per_s=per_s)
 
 
 def _next_speaker(
@@ -156,31 +228,45 @@ def _gap_s(rng: Generator, taking: TurnTakingConfig, *, change: bool) -> float:
 class _Source:
     """Endless speech of one voice: its segments in random order, at one speed."""
 
-    def __init__(self, rng: Generator, segments: list[Int16Array], speed: float) -> None:
+    def __init__(self, rng: Generator, segments: list[Segment], speed: float) -> None:
         self._rng = rng
         self._segments = segments
         self._speed = speed
         self._order: list[int] = []
 
-    def next(self) -> FloatArray:
+    def next(self, *, with_context: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """The next segment at a root mean square of 0.1, and what lies before and after it (empty without context)."""
         if not self._order:
             self._order = [int(index) for index in self._rng.permutation(len(self._segments))]
-        segment_N = self._segments[self._order.pop()].astype(np.float32) / np.float32(32768.0)
-        if abs(self._speed - 1.0) > 0.01:
-            length = int(len(segment_N) / self._speed)
-            segment_N = np.interp(np.arange(length) * self._speed, np.arange(len(segment_N)), segment_N).astype(
+        segment = self._segments[self._order.pop()]
+        core_N = self._at_speed(segment.samples_N[segment.core_start : segment.core_end])
+        rms = float(np.sqrt(np.mean(core_N**2))) + 1e-6
+        gain = np.float32(min(0.1 / rms, 20.0))
+        fade = min(80, len(core_N) // 4)
+        rising, falling = np.linspace(0.0, 1.0, fade, dtype=np.float32), np.linspace(1.0, 0.0, fade, dtype=np.float32)
+        core_N = core_N * gain
+        core_N[:fade] *= rising
+        core_N[len(core_N) - fade :] *= falling
+        if not with_context:
+            return core_N, core_N[:0], core_N[:0]
+        before_N = self._at_speed(segment.samples_N[: segment.core_start]) * gain
+        after_N = self._at_speed(segment.samples_N[segment.core_end :]) * gain
+        for context_N, ramp in ((before_N, rising), (after_N[::-1], rising)):
+            context_N[: min(fade, len(context_N))] *= ramp[: min(fade, len(context_N))]
+        return core_N, before_N, after_N
+
+    def _at_speed(self, pcm_N: Int16Array) -> FloatArray:
+        samples_N = pcm_N.astype(np.float32) / np.float32(32768.0)
+        if abs(self._speed - 1.0) > 0.01 and len(samples_N):
+            length = int(len(samples_N) / self._speed)
+            samples_N = np.interp(np.arange(length) * self._speed, np.arange(len(samples_N)), samples_N).astype(
                 np.float32
             )
-        rms = float(np.sqrt(np.mean(segment_N**2))) + 1e-6
-        segment_N = segment_N * np.float32(min(0.1 / rms, 20.0))
-        fade = min(80, len(segment_N) // 4)
-        segment_N[:fade] *= np.linspace(0.0, 1.0, fade, dtype=np.float32)
-        segment_N[len(segment_N) - fade :] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
-        return segment_N
+        return samples_N
 
 
 def _speak(
-    rng: Generator, source: _Source, voice_N: FloatArray, turns: list[Turn], speaker: str, time: int, length_s: float
+    rng: Generator, source: _Source, voice: _Voice, turns: list[Turn], speaker: str, time: int, length_s: float
 ) -> int:
     """Place segments from sample `time` on until `length_s` is filled; returns the end sample."""
     # A voice never speaks over itself: a backchannel may have been placed later than `time`.
@@ -188,12 +274,19 @@ def _speak(
     time = max(time, busy_until, 0)
     wanted_end = time + seconds_to_samples(length_s)
     cursor = end = time
+    voice_N = voice.speech_N
     while cursor < min(wanted_end, len(voice_N)):
-        segment_N = source.next()
+        segment_N, before_N, after_N = source.next(with_context=voice.surroundings_N is not None)
         # Long segments are cut where the turn ends, short turns need short words.
         keep = min(len(segment_N), len(voice_N) - cursor, max(wanted_end - cursor, int(0.3 * SAMPLE_RATE_HZ)))
         voice_N[cursor : cursor + keep] += segment_N[:keep]
         turns.append(Turn(samples_to_seconds(cursor), samples_to_seconds(cursor + keep), speaker))
         end = cursor + keep
+        if voice.surroundings_N is not None:
+            before_N = before_N[max(0, len(before_N) - cursor) :]
+            voice.surroundings_N[cursor - len(before_N) : cursor] += before_N
+            if keep == len(segment_N):
+                after_N = after_N[: len(voice_N) - end]
+                voice.surroundings_N[end : end + len(after_N)] += after_N
         cursor = end + int(rng.gamma(2.0, 0.08) * SAMPLE_RATE_HZ)
     return end

@@ -1,6 +1,7 @@
 """Where the speech is inside utterances, found with silero-vad, many utterances at a time."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ WINDOW_SAMPLES = 512
 ONSET, OFFSET = 0.5, 0.35
 """silero-vad's own thresholds (its `get_speech_timestamps`)."""
 MIN_SPEECH_S, MIN_SILENCE_S, PAD_S = 0.16, 0.1, 0.03
+QUIET, MIN_QUIET_S = 0.08, 0.2
+"""A window below the score holds no speech; stretches of such windows shorter than this are not used."""
+CONTEXT_S = 0.5
+"""What is kept of a recording around a segment of speech, at most."""
+AUDIBLE_DB = -34.0
+"""A speechless piece with no 20 ms louder than this, relative to its speech, is silence."""
 
 Int16Array = npt.NDArray[np.int16]
 
@@ -29,15 +36,33 @@ def load_vad() -> Any:
     return load_silero_vad(onnx=False)
 
 
-def speech_spans(audios: Sequence[FloatArray], vad: Any) -> list[list[tuple[int, int]]]:
-    """Sample ranges of speech in each piece of 16 kHz audio.
+@dataclass(frozen=True)
+class Segment:
+    """Speech between two pauses, with what the recording holds around it.
+
+    Sample `core_start` is the first of speech, `core_end` the first after it; before and after lie at
+    most `CONTEXT_S` of breath and room.
+    """
+
+    samples_N: Int16Array
+    core_start: int
+    core_end: int
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Sample ranges of one piece of audio: speech, and stretches that surely hold none."""
+
+    speech: list[tuple[int, int]]
+    quiet: list[tuple[int, int]]
+
+
+def find_speech(audios: Sequence[FloatArray], vad: Any) -> list[Spans]:
+    """Where the speech is in each piece of 16 kHz audio, and where surely none is.
 
     Args:
         audios: Pieces of mono audio; they go through the network as one batch.
         vad: What `load_vad` returned.
-
-    Returns:
-        For each piece its (start, end) samples, in order.
     """
     import torch
 
@@ -56,31 +81,48 @@ def speech_spans(audios: Sequence[FloatArray], vad: Any) -> list[list[tuple[int,
             ],
             axis=1,
         )
-    grid = FrameGrid(WINDOW_SAMPLES / SAMPLE_RATE_HZ)
-    spans = []
-    for audio, scores_T in zip(audios, scores_BT, strict=True):
-        turns = scores_to_turns(
-            scores_T[:, None], grid=grid, onset=ONSET, offset=OFFSET, min_on_s=MIN_SPEECH_S, min_off_s=MIN_SILENCE_S
-        )
-        spans.append(
-            [
-                (
-                    max(0, seconds_to_samples(turn.start_s - PAD_S)),
-                    min(len(audio), seconds_to_samples(turn.end_s + PAD_S)),
-                )
-                for turn in turns
-            ]
-        )
-    return spans
+    return [
+        Spans(_speech(scores_T, len(audio)), _quiet(scores_T, len(audio)))
+        for audio, scores_T in zip(audios, scores_BT, strict=True)
+    ]
 
 
-def speaker_segments(utterances: Sequence[Utterance], vad: Any, *, max_s: float) -> list[Int16Array]:
-    """Speech of one speaker, cut at pauses, as 16-bit audio at 16 kHz.
+def _speech(scores_T: FloatArray, num_samples: int) -> list[tuple[int, int]]:
+    turns = scores_to_turns(
+        scores_T[:, None],
+        grid=FrameGrid(WINDOW_SAMPLES / SAMPLE_RATE_HZ),
+        onset=ONSET,
+        offset=OFFSET,
+        min_on_s=MIN_SPEECH_S,
+        min_off_s=MIN_SILENCE_S,
+    )
+    return [
+        (max(0, seconds_to_samples(turn.start_s - PAD_S)), min(num_samples, seconds_to_samples(turn.end_s + PAD_S)))
+        for turn in turns
+    ]
+
+
+def _quiet(scores_T: FloatArray, num_samples: int) -> list[tuple[int, int]]:
+    """Runs of windows below `QUIET`, one window less on each side, at least `MIN_QUIET_S` long."""
+    below = np.concatenate([[0], (scores_T < QUIET).astype(np.int8), [0]])
+    edges = np.flatnonzero(np.diff(below)).reshape(-1, 2) * WINDOW_SAMPLES
+    ranges = [(int(start) + WINDOW_SAMPLES, min(num_samples, int(end) - WINDOW_SAMPLES)) for start, end in edges]
+    return [(start, end) for start, end in ranges if end - start >= MIN_QUIET_S * SAMPLE_RATE_HZ]
+
+
+def speaker_segments(
+    utterances: Sequence[Utterance], vad: Any, *, max_s: float
+) -> tuple[list[Segment], list[Int16Array]]:
+    """Speech of one speaker, cut at pauses, and the sounds between, as 16-bit audio at 16 kHz.
 
     Args:
         utterances: All of one speaker.
         vad: What `load_vad` returned.
         max_s: Stop reading after this much audio.
+
+    Returns:
+        Segments; and speechless pieces that are not mere silence, scaled by what brings the speech of their
+        utterance to a root mean square of 0.1.
     """
     files: dict[str, FloatArray] = {}
     pieces: list[FloatArray] = []
@@ -96,10 +138,40 @@ def speaker_segments(utterances: Sequence[Utterance], vad: Any, *, max_s: float)
         if len(piece) >= WINDOW_SAMPLES:
             pieces.append(piece)
             total_s += len(piece) / SAMPLE_RATE_HZ
-    segments = []
+    segments: list[Segment] = []
+    sounds: list[Int16Array] = []
     for first in range(0, len(pieces), 64):
         batch = pieces[first : first + 64]
-        for piece, spans in zip(batch, speech_spans(batch, vad), strict=True):
-            for start, end in spans:
-                segments.append(np.clip(piece[start:end] * 32767.0, -32768, 32767).astype(np.int16))
+        for piece, spans in zip(batch, find_speech(batch, vad), strict=True):
+            segments += _with_context(piece, spans.speech)
+            sounds += _sounds(piece, spans)
+    return segments, sounds
+
+
+def _with_context(piece: FloatArray, speech: list[tuple[int, int]]) -> list[Segment]:
+    segments = []
+    context = seconds_to_samples(CONTEXT_S)
+    for index, (start, end) in enumerate(speech):
+        first = max(0 if index == 0 else speech[index - 1][1], start - context)
+        last = min(len(piece) if index + 1 == len(speech) else speech[index + 1][0], end + context)
+        first, last = min(first, start), max(last, end)
+        segments.append(Segment(_to_int16(piece[first:last]), start - first, end - first))
     return segments
+
+
+def _sounds(piece: FloatArray, spans: Spans) -> list[Int16Array]:
+    if not spans.speech:
+        return []
+    speech_N = np.concatenate([piece[start:end] for start, end in spans.speech])
+    gain = 0.1 / (float(np.sqrt(np.mean(speech_N**2))) + 1e-6)
+    found = []
+    for start, end in spans.quiet:
+        sound_N = piece[start:end] * np.float32(gain)
+        loudest = float(np.sqrt(np.mean(sound_N[: len(sound_N) // 320 * 320].reshape(-1, 320) ** 2, axis=1).max()))
+        if loudest > 0.1 * 10.0 ** (AUDIBLE_DB / 20.0):
+            found.append(_to_int16(sound_N))
+    return found
+
+
+def _to_int16(samples_N: FloatArray) -> Int16Array:
+    return np.clip(samples_N * 32767.0, -32768, 32767).astype(np.int16)

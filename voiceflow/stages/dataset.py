@@ -30,7 +30,7 @@ class Recording(Section):
     """Path of the audio, relative to the dataset."""
     rttm: str
     condition: str
-    """close, room, far, telephone, or recorded."""
+    """close, room, far, telephone, headset (train only), or recorded."""
     speakers: list[str]
     duration_s: float
     sample_rate_hz: int

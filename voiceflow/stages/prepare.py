@@ -1,5 +1,6 @@
 """prepare: from utterances to conversations with exact turns, and recorded ones as they are."""
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from voiceflow.config import PrepareConfig
 from voiceflow.errors import DataError
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
 from voiceflow.simulation.corpus import AUDIO_SUFFIXES, Utterance, read_corpus
-from voiceflow.simulation.speech import load_vad, speaker_segments
+from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
 from voiceflow.stages.dataset import Recording, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import read_rttm, speakers_in_order, to_rttm
@@ -88,7 +89,9 @@ def prepare(
     output.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="voiceflow-segments-") as scratch:
         plans = _extract_segments(config, utterances, splits, plans, Path(scratch), progress)
-        jobs = [(plan, config, Path(scratch), output) for plan in plans]
+        # Sounds come from the voices of training alone.
+        sound_speakers = tuple(sorted({name for plan in plans if plan.split == "train" for name in plan.speakers}))
+        jobs = [(plan, config, Path(scratch), output, sound_speakers) for plan in plans]
         recordings = list(_track(_parallel(config, _simulate_one, jobs), "simulate", len(jobs), progress))
     if recorded is not None:
         recordings += [_take_recorded(path, output) for path in _recorded_audio(recorded)]
@@ -149,20 +152,42 @@ def _segment_one(speaker: str, utterances: list[Utterance], scratch: Path) -> tu
     global _vad
     if _vad is None:
         _vad = load_vad()
-    segments = speaker_segments(utterances, _vad, max_s=MAX_SPEECH_S)
-    bounds = np.cumsum([0] + [len(segment) for segment in segments])
-    np.save(scratch / f"{speaker}.bounds.npy", bounds)
-    np.save(scratch / f"{speaker}.npy", np.concatenate(segments) if segments else np.zeros(0, np.int16))
+    segments, sounds = speaker_segments(utterances, _vad, max_s=MAX_SPEECH_S)
+    _save_pieces(scratch / speaker, [segment.samples_N for segment in segments])
+    np.save(scratch / f"{speaker}.core.npy", [(segment.core_start, segment.core_end) for segment in segments])
+    _save_pieces(scratch / f"{speaker}.sounds", sounds)
     return speaker, len(segments)
 
 
-def _simulate_one(plan: ConversationPlan, config: PrepareConfig, scratch: Path, output: Path) -> Recording:
-    segments = {}
-    for speaker in plan.speakers:
-        samples = np.load(scratch / f"{speaker}.npy", mmap_mode="r")
-        bounds = np.load(scratch / f"{speaker}.bounds.npy")
-        segments[speaker] = [samples[start:end] for start, end in itertools.pairwise(bounds)]
-    conversation = simulate(plan, segments, config)
+def _save_pieces(stem: Path, pieces: Sequence[Int16Array]) -> None:
+    np.save(f"{stem}.bounds.npy", np.cumsum([0] + [len(piece) for piece in pieces]))
+    np.save(f"{stem}.npy", np.concatenate(pieces) if pieces else np.zeros(0, np.int16))
+
+
+def _load_pieces(stem: Path) -> list[Int16Array]:
+    samples = np.load(f"{stem}.npy", mmap_mode="r")
+    return [samples[start:end] for start, end in itertools.pairwise(np.load(f"{stem}.bounds.npy"))]
+
+
+@functools.cache
+def _recorded_sounds(scratch: Path, speakers: tuple[str, ...]) -> list[Int16Array]:
+    return [piece for speaker in speakers for piece in _load_pieces(scratch / f"{speaker}.sounds")]
+
+
+def _simulate_one(
+    plan: ConversationPlan, config: PrepareConfig, scratch: Path, output: Path, sound_speakers: tuple[str, ...]
+) -> Recording:
+    segments = {
+        speaker: [
+            Segment(samples, int(start), int(end))
+            for samples, (start, end) in zip(
+                _load_pieces(scratch / speaker), np.load(scratch / f"{speaker}.core.npy"), strict=True
+            )
+        ]
+        for speaker in plan.speakers
+    }
+    sounds = _recorded_sounds(scratch, sound_speakers) if plan.split == "train" else []
+    conversation = simulate(plan, segments, config, sounds)
     audio, rttm = f"audio/{plan.split}/{plan.name}.flac", f"rttm/{plan.split}/{plan.name}.rttm"
     write_flac(output / audio, conversation.samples_N)
     (output / rttm).parent.mkdir(parents=True, exist_ok=True)

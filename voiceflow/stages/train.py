@@ -16,7 +16,7 @@ from voiceflow.errors import DataError, ModelError
 from voiceflow.models.diarizer import Diarizer
 from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
 from voiceflow.timebase import STEP_S, FrameGrid
-from voiceflow.training.data import Example, make_example
+from voiceflow.training.data import LOG_FLOOR, Example, make_example
 from voiceflow.training.loop import StepMetrics, Trainer
 from voiceflow.turns import scores_to_turns, turns_to_activity
 
@@ -137,7 +137,7 @@ def tune_decision(net: Diarizer, dev: list[Example], start: DecisionConfig) -> D
     lookahead = net.config.max_lookahead_steps
     activities = []
     for example in dev:
-        padding = np.full((lookahead, example.features_TF.shape[1]), -18.4, np.float32)
+        padding = np.full((lookahead, example.features_TF.shape[1]), LOG_FLOOR)
         features_TF = np.concatenate([example.features_TF.astype(np.float32), padding])
         activity, _ = net(torch.from_numpy(features_TF[None]), net.initial_state(1), torch.tensor([lookahead]))
         activities.append(activity[0, lookahead:].numpy())

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from voiceflow.audio import FloatArray
 from voiceflow.features import ENERGY_FLOOR, NUM_MEL_BINS, step_features
-from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, STEP_FRAMES, STEP_S
+from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, STEP_S
 from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
 
 MAX_SPEAKERS = 8
+LOG_FLOOR = np.float32(np.log(ENERGY_FLOOR))
+SILENT_LOG = LOG_FLOOR + np.float32(0.05)
+"""A frame none of whose bins exceeds this is digital silence (half precision moves the floor a little)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class BatchSampler:
             length = min(num_steps, len(example.features_TF))
             start = int(rng.integers(len(example.features_TF) - length + 1))
             features[row, :length] = _augment(rng, example.features_TF[start : start + length].astype(np.float32))
-            features[row, length:] = np.log(ENERGY_FLOOR)
+            features[row, length:] = LOG_FLOOR
             active[row, :length] = example.active_TS[start : start + length]
         return Batch(
             torch.from_numpy(features), torch.from_numpy(active), torch.from_numpy(rng.choice(lookaheads, batch_size))
@@ -73,14 +76,46 @@ class BatchSampler:
 
 
 def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
-    """Another level, another microphone, now and then a masked band."""
-    mel = features_TF.reshape(-1, STEP_FRAMES, NUM_MEL_BINS)
-    mel = mel + np.float32(rng.normal(0.0, 1.0))
+    """Other voices, another level, another microphone, now and then a noise floor or a masked band."""
+    mel = features_TF.reshape(-1, NUM_MEL_BINS)
+    silent = mel.max(axis=1, keepdims=True) <= SILENT_LOG
+    if rng.random() < 0.7:
+        mel = mel @ _WARPS[int(np.clip(rng.normal(len(_WARPS) // 2, 4.0), 0, len(_WARPS) - 1))]
+    shift = rng.normal(0.0, 1.0) if rng.random() < 0.8 else rng.uniform(-5.0, 2.0)
     bins = np.linspace(0.0, 1.0, NUM_MEL_BINS)
     tilt = rng.normal(0.0, 0.6) * (bins - 0.5) + rng.normal(0.0, 0.3) * np.cos(np.pi * rng.integers(2, 6) * bins)
-    mel = mel + tilt.astype(np.float32)
+    mel = mel + (shift + tilt).astype(np.float32)
+    if rng.random() < 0.25:
+        floor = np.percentile(mel[::8].mean(axis=1), 95) - rng.uniform(3.0, 12.0) + rng.normal(0.0, 2.0) * (bins - 0.5)
+        spread = rng.standard_normal(mel.shape, dtype=np.float32) * np.float32(0.45)
+        mel = np.logaddexp(mel, floor.astype(np.float32) + spread)
     if rng.random() < 0.3:
         width = int(rng.integers(2, 12))
         first = int(rng.integers(0, NUM_MEL_BINS - width))
-        mel[:, :, first : first + width] = mel.mean()
+        mel[:, first : first + width] = mel.mean()
+    # What is not heard stays so at any level.
+    mel = np.where(silent, LOG_FLOOR, np.maximum(mel, LOG_FLOOR))
     return mel.reshape(features_TF.shape).astype(np.float32)
+
+
+def _warps() -> list[FloatArray]:
+    """Matrices (80, 80) that stretch the frequency axis by 0.84 to 1.19: vocal tracts of other lengths.
+
+    Source:
+        Jaitly and Hinton, Vocal tract length perturbation, 2013.
+    """
+    low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (20.0, 7600.0))
+    mel = np.linspace(low, high, NUM_MEL_BINS + 2)[1:-1]
+    hz = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    matrices = []
+    for factor in np.exp(np.linspace(-0.17, 0.17, 25)):
+        source = np.interp(2595.0 * np.log10(1.0 + hz / factor / 700.0), mel, np.arange(NUM_MEL_BINS))
+        low_bin = np.minimum(source.astype(int), NUM_MEL_BINS - 2)
+        matrix = np.zeros((NUM_MEL_BINS, NUM_MEL_BINS), np.float32)
+        matrix[low_bin, np.arange(NUM_MEL_BINS)] = 1.0 - (source - low_bin)
+        matrix[low_bin + 1, np.arange(NUM_MEL_BINS)] = source - low_bin
+        matrices.append(matrix)
+    return matrices
+
+
+_WARPS = _warps()

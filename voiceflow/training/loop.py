@@ -15,7 +15,7 @@ from voiceflow.config import ModelConfig, TrainConfig
 from voiceflow.models.diarizer import Diarizer
 from voiceflow.timebase import STEP_S
 from voiceflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from voiceflow.training.data import Batch, BatchSampler, Example
+from voiceflow.training.data import LOG_FLOOR, Batch, BatchSampler, Example
 from voiceflow.training.losses import compute_losses
 
 
@@ -152,7 +152,7 @@ class Trainer:
         self.net.train()
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         # More and more rows live with the network's own decisions.
-        teacher_forcing = max(0.1, 0.9 - 1.6 * progress)
+        teacher_forcing = max(0.1, config.teacher_forcing * (1.0 - 2.0 * progress))
         losses = compute_losses(self.net, batch, teacher_forcing=teacher_forcing, generator=generator, bf16=config.bf16)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -215,7 +215,7 @@ def frame_der(net: Diarizer, examples: list[Example], *, lookahead_steps: int, o
     groups = [examples[start : start + 16] for start in range(0, len(examples), 16)]
     for group in groups:
         longest = max(len(example.features_TF) for example in group) + lookahead_steps
-        features = np.full((len(group), longest, group[0].features_TF.shape[1]), -18.4, np.float32)
+        features = np.full((len(group), longest, group[0].features_TF.shape[1]), LOG_FLOOR)
         for row, example in enumerate(group):
             features[row, : len(example.features_TF)] = example.features_TF
         batch = Batch(torch.from_numpy(features), torch.empty(0), torch.full((len(group),), lookahead_steps))

@@ -16,8 +16,6 @@ from voiceflow.training.data import Batch
 
 NEAR_STEPS = 15
 """Frames closer than this (1.2 s) to an anchor do not count towards its prototypes: too easy."""
-NEW_SPEAKER_WEIGHT = 2.0
-"""Weight of steps whose right answer is the open slot; they are few and decide the most."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Losses:
     @property
     def total(self) -> Tensor:
         """Weighted sum."""
-        return self.speech + 0.5 * self.overlap + self.voices + self.slots
+        return self.speech + self.overlap + self.voices + self.slots
 
 
 def targets(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -80,15 +78,14 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-def voice_loss(
-    net: Diarizer, frames: Frames, active_BKS: Tensor, generator: torch.Generator, *, num_anchors: int = 96
-) -> Tensor:
+def voice_loss(net: Diarizer, frames: Frames, active_BKS: Tensor, generator: torch.Generator) -> Tensor:
     """Each frame of one speaker against the mean embeddings of the voices in its own conversation.
 
     Source:
         Snell et al., Prototypical networks for few-shot learning, 2017.
     """
     single_BK = active_BKS.sum(dim=2) == 1
+    num_anchors = max(96, active_BKS.shape[1] // 4)
     order = torch.rand(single_BK.shape, generator=generator).masked_fill(~single_BK, 2.0).argsort(dim=1)
     index_BA = order[:, :num_anchors]
     usable_BA = single_BK.gather(1, index_BA)
@@ -116,12 +113,11 @@ def slot_loss(
     course, right_BKS = roll_out(net, frames, active_BKS, teacher_forcing, generator)
     speech = torch.sigmoid(frames.speech_BK).detach() * frames.valid_BK
     overlap = torch.sigmoid(frames.overlap_BK).detach() * speech
-    logits, is_open = net.slot_logits(frames.embeddings_BKE, speech, overlap, course)
+    logits, _ = net.slot_logits(frames.embeddings_BKE, speech, overlap, course)
     mass_BK = right_BKS.sum(dim=2)
     share = right_BKS / mass_BK.clamp(min=1.0).unsqueeze(2)
     loss_BK = -(share * logits.log_softmax(dim=2)).sum(dim=2)
-    weight_BK = (mass_BK > 0) * (1.0 + (NEW_SPEAKER_WEIGHT - 1.0) * (share * is_open).sum(dim=2))
-    return (loss_BK * weight_BK).sum() / weight_BK.sum().clamp(min=1.0)
+    return _mean(loss_BK, mass_BK > 0)
 
 
 @torch.no_grad()
