@@ -190,6 +190,13 @@ class DecisionConfig(Section):
     offset: float = Field(gt=0, lt=1)
     min_on_s: float = Field(ge=0)
     min_off_s: float = Field(ge=0)
+    min_speaker_s: float = Field(ge=0)
+    """Speech after which a voice is surely a speaker of its own; one heard for less, and gone, is given to the
+    speaker it is most like."""
+    forget_after_s: float = Field(gt=0)
+    """Silence after which such a voice is gone."""
+    merge_cosine: float = Field(gt=0, le=1)
+    """Two speakers whose voices are more alike than this are one; 1 for never."""
 
 
 class EvaluateConfig(Section):

@@ -7,6 +7,8 @@ from typing import Any
 
 from voiceflow.turns import Turn
 
+MIN_ALONE_S = 0.3
+
 
 @dataclass(frozen=True)
 class Score:
@@ -73,21 +75,43 @@ def score(
 
 
 def count_flips(reference: Sequence[Turn], hypothesis: Sequence[Turn]) -> int:
-    """Times a speaker's label changes: for each true turn the label that covers most of it, compared with his last."""
+    """Times a speaker's label changes.
+
+    For each true turn the label that covers most of what its speaker says alone is compared with the one before;
+    a turn of which less than `MIN_ALONE_S` is spoken alone tells nothing.
+    """
     last: dict[str, str] = {}
     flips = 0
     for turn in sorted(reference):
         covered: dict[str, float] = {}
+        alone = _alone(turn, reference)
+        if sum(end_s - start_s for start_s, end_s in alone) < MIN_ALONE_S:
+            continue
         for other in hypothesis:
-            shared_s = min(turn.end_s, other.end_s) - max(turn.start_s, other.start_s)
-            if shared_s > 0:
-                covered[other.speaker] = covered.get(other.speaker, 0.0) + shared_s
+            for start_s, end_s in alone:
+                shared_s = min(end_s, other.end_s) - max(start_s, other.start_s)
+                if shared_s > 0:
+                    covered[other.speaker] = covered.get(other.speaker, 0.0) + shared_s
         if not covered:
             continue
         label = max(covered, key=lambda name: (covered[name], name))
         flips += turn.speaker in last and last[turn.speaker] != label
         last[turn.speaker] = label
     return flips
+
+
+def _alone(turn: Turn, turns: Sequence[Turn]) -> list[tuple[float, float]]:
+    """Spans of a turn in which nobody else speaks."""
+    spans = [(turn.start_s, turn.end_s)]
+    for other in turns:
+        if other.speaker != turn.speaker and other.start_s < turn.end_s and other.end_s > turn.start_s:
+            spans = [
+                part
+                for start_s, end_s in spans
+                for part in ((start_s, min(end_s, other.start_s)), (max(start_s, other.end_s), end_s))
+                if part[1] > part[0]
+            ]
+    return spans
 
 
 def summarise(scores: Iterable[Score]) -> dict[str, float]:

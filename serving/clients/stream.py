@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ class StreamClient:
         max_speakers: Most speakers to tell apart.
         packet_s: Audio in one packet.
         speed: 1 is real time; 0 sends as fast as the server takes it.
+        speakers: Known voices, as `diarization.speakers` of the protocol.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class StreamClient:
         max_speakers: int | None = None,
         packet_s: float = 0.1,
         speed: float = 1.0,
+        speakers: Sequence[dict[str, str]] = (),
     ) -> None:
         self.url = url
         self.latency_s = latency_s
         self.max_speakers = max_speakers
         self.packet_s = packet_s
         self.speed = speed
+        self.speakers = list(speakers)
         self.emission_ms: list[float] = []
         """For each packet: from when the last sample its answer needs was due, to its acknowledgement."""
         self.started: dict[str, Any] = {}
@@ -43,7 +46,7 @@ class StreamClient:
         self._due: list[tuple[float, float]] = []
 
     async def run(self, samples_N: np.ndarray) -> AsyncIterator[dict[str, Any]]:
-        """Send mono float32 audio at 16 kHz and yield `segment` messages.
+        """Send mono float32 audio at 16 kHz and yield `segment` and `revision` messages.
 
         Raises:
             PlatformError: No server there, or the server's error.
@@ -76,7 +79,7 @@ class StreamClient:
         return {
             "type": "start",
             "audio": {"encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1},
-            "diarization": {"max_speakers": self.max_speakers, "latency_s": self.latency_s},
+            "diarization": {"max_speakers": self.max_speakers, "latency_s": self.latency_s, "speakers": self.speakers},
             "ack": True,
         }
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from serving.transformer.engine import Engine, Stream
 from voiceflow.audio import check_finite, load_audio, resample
 from voiceflow.audio import check_rate as check_sample_rate
 from voiceflow.errors import StreamError, VoiceflowError
-from voiceflow.streaming.messages import Close, Finalize, Start, parse, segment_message, settings_of
-from voiceflow.streaming.session import Session, StreamSettings
+from voiceflow.streaming.messages import Close, EnrolledSpeaker, Finalize, Start, event_message, parse, settings_of
+from voiceflow.streaming.session import Session, StreamSettings, Voice
 from voiceflow.turns import to_json
 
 logger = logging.getLogger("voiceflow.streams")
@@ -127,7 +128,9 @@ class StreamingApp:
             raise StreamError(
                 "no_resume", "this server does not keep closed streams; send resume_token null and start anew"
             )
-        stream = self.engine.open(settings_of(start, default_latency_s=self.config.latency_s))
+        settings = settings_of(start, default_latency_s=self.config.latency_s)
+        voices, refused = await self._enrol(start.diarization.speakers)
+        stream = self.engine.open(replace(settings, enrolled=tuple(voices)))
         answers = _Answers(socket, stream, self.engine, ack=start.ack, max_unsent=self.config.max_unsent_messages)
         try:
             await socket.send_json(
@@ -137,10 +140,7 @@ class StreamingApp:
                     "resume_token": None,
                     "audio_s": 0.0,
                     "model": self.model,
-                    "speakers_rejected": [
-                        {"label": row.get("label"), "reason": "enrolled speakers are not used by this version"}
-                        for row in start.diarization.speakers
-                    ],
+                    "speakers_rejected": refused,
                     "limits": {
                         "max_packet_bytes": self.config.max_packet_bytes,
                         "idle_s": self.config.idle_s,
@@ -166,6 +166,27 @@ class StreamingApp:
                     await sender
         finally:
             self.engine.leave(stream)
+
+    async def _enrol(self, speakers: list[EnrolledSpeaker]) -> tuple[list[Voice], list[dict[str, str]]]:
+        """Voices of the speakers a client names, and whom it named in vain, and why."""
+        voices: list[Voice] = []
+        refused: list[dict[str, str]] = []
+        for speaker in speakers:
+            try:
+                if any(voice.label == speaker.label for voice in voices):
+                    raise StreamError("bad_enrolment", f"{speaker.label}: named twice; expected one recording a label")
+                samples_N = await asyncio.to_thread(speaker.audio)
+                stream = self.engine.open(StreamSettings("pcm_f32le", latency_s=1.04, max_speakers=1))
+                try:
+                    stream.session.receive_samples(samples_N)
+                    stream.session.close()
+                    await self.engine.settle(stream)
+                    voices.append(stream.session.voice(speaker.label))
+                finally:
+                    self.engine.leave(stream)
+            except VoiceflowError as err:
+                refused.append({"label": speaker.label, "reason": str(err)})
+        return voices, refused
 
     @staticmethod
     async def _listen_while(sender: asyncio.Task[None], listening: Coroutine[Any, Any, None]) -> None:
@@ -365,9 +386,9 @@ class _Answers:
                 return
 
     async def _send(self, session: Session) -> None:
-        for segment in session.segments_to_send():
+        for event in session.events_to_send():
             self._seq += 1
-            await self._socket.send_json(segment_message(segment, self._seq))
+            await self._socket.send_json(event_message(event, self._seq))
         while self._packets and session.answered_s + 1e-6 >= self._packets[0]:
             end_s = self._packets.popleft()
             await self._socket.send_json(

@@ -7,11 +7,18 @@ from voiceflow.config import DecisionConfig
 from voiceflow.errors import AudioFormatError, SampleRateError, StreamError
 from voiceflow.export import stream_activities
 from voiceflow.features import step_features
-from voiceflow.streaming.batch import diarize
-from voiceflow.streaming.session import Session, StreamSettings
-from voiceflow.streaming.speakers import TurnTracker
+from voiceflow.runtime import initial_state
+from voiceflow.streaming import slots
+from voiceflow.streaming.batch import diarize, enrol
+from voiceflow.streaming.messages import event_message
+from voiceflow.streaming.session import Session, StreamSettings, Voice
+from voiceflow.streaming.speakers import Revision, Segment, TurnTracker
 from voiceflow.timebase import STEP_S, FrameGrid
-from voiceflow.turns import scores_to_turns
+from voiceflow.turns import Turn, scores_to_turns
+
+DECISION = DecisionConfig(
+    onset=0.6, offset=0.4, min_on_s=0.16, min_off_s=0.24, min_speaker_s=1.0, forget_after_s=5.0, merge_cosine=0.9
+)
 
 
 def drive(session, model):
@@ -58,7 +65,7 @@ def test_turns_agree_with_an_offline_oracle(model, talk):
         min_off_s=decision.min_off_s,
     )
     got = diarize([talk], model, latency_s=1.04)[0]
-    assert [(t.start_s, t.speaker) for t in got] == [(t.start_s, t.speaker) for t in expected]
+    assert [t.start_s for t in got] == [t.start_s for t in expected]
     assert [t.confidence for t in got] == pytest.approx([t.confidence for t in expected], abs=2e-4)
 
 
@@ -82,7 +89,7 @@ def test_finalize_decides_what_was_heard_and_does_not_disturb_what_follows(model
     session.close()
     drive(session, model)
     assert session.answered_s == pytest.approx(len(talk) / 16_000)
-    final = [s for s in session.segments_to_send() if s.final]
+    final = [s for s in session.events_to_send() if isinstance(s, Segment) and s.final]
     assert len({s.id for s in final}) == len(final)
     assert sum(t.duration_s for t in session.turns) == pytest.approx(
         sum(t.duration_s for t in diarize([talk], model, latency_s=1.04)[0]), abs=1.5
@@ -130,13 +137,107 @@ def test_rates_out_of_range_are_told(model, rate):
     st.sampled_from([0.0, 0.16, 0.24, 0.4]),
 )
 def test_the_tracker_decides_as_scores_to_turns_does(scores, min_on_s, min_off_s):
-    decision = DecisionConfig(onset=0.6, offset=0.4, min_on_s=min_on_s, min_off_s=min_off_s)
-    tracker = TurnTracker(decision, 2)
+    decision = DECISION.model_copy(update={"min_on_s": min_on_s, "min_off_s": min_off_s})
+    tracker = TurnTracker(decision, 2, ["speaker_0", "speaker_1"])
     array = np.array(scores, np.float32)
     for row in array:
         tracker.push(row)
     tracker.end()
     expected = scores_to_turns(array, grid=FrameGrid(), onset=0.6, offset=0.4, min_on_s=min_on_s, min_off_s=min_off_s)
-    got = sorted(tracker.final_turns)
+    got = sorted(segment.turn for segment in tracker.final)
     assert [(t.start_s, t.end_s, t.speaker) for t in got] == [(t.start_s, t.end_s, t.speaker) for t in expected]
     assert [t.confidence for t in got] == pytest.approx([t.confidence for t in expected], abs=2e-4)
+
+
+def told(tracker, rows):
+    """What the tracker says of activities, given as (slot or None, steps)."""
+    events = []
+    for slot, steps in rows:
+        for _ in range(steps):
+            events += tracker.push(np.array([float(slot == index) for index in range(4)], np.float32))
+    return events
+
+
+def test_speakers_are_numbered_as_they_are_first_told():
+    tracker = TurnTracker(DECISION, 4)
+    events = told(tracker, [(2, 20), (None, 5), (0, 20), (None, 5)])
+    assert [e.turn.speaker for e in events if e.final] == ["speaker_0", "speaker_1"]
+
+
+def test_a_passing_voice_is_given_away_and_its_turns_are_told_again():
+    tracker = TurnTracker(DECISION, 4)
+    told(tracker, [(0, 30), (None, 5), (1, 5), (None, 5), (0, 30), (None, 60)])
+    assert tracker.established() == [0]
+    assert tracker.visitors(silent_s=5.0) == [1]
+    revision = tracker.merge(1, 0)
+    assert (revision.merged, revision.into) == ("speaker_1", "speaker_0")
+    assert [(s.rev, s.turn.speaker, s.turn.start_s) for s in revision.segments] == [(2, "speaker_0", 2.8)]
+    assert tracker.num_speakers == 1
+    # What a client was first told stays on record.
+    assert [turn.speaker for turn in tracker.as_told] == ["speaker_0", "speaker_1", "speaker_0"]
+
+
+def test_a_label_is_never_given_twice():
+    tracker = TurnTracker(DECISION, 4)
+    told(tracker, [(0, 30), (None, 5), (1, 5), (None, 70)])
+    tracker.merge(1, 0)
+    events = told(tracker, [(1, 30), (None, 5)])
+    assert {e.turn.speaker for e in events} == {"speaker_2"}
+
+
+def test_a_voice_still_speaking_or_well_heard_is_nobodys_to_give_away():
+    tracker = TurnTracker(DECISION, 4)
+    told(tracker, [(0, 30), (None, 70), (1, 5)])
+    assert tracker.visitors(silent_s=0.0) == []
+    told(tracker, [(1, 20), (None, 70)])
+    assert tracker.visitors(silent_s=5.0) == []
+
+
+def state_with(metadata, voices):
+    """State whose first slots hold unit vectors along the given axes, 10 steps each."""
+    state = initial_state(metadata)
+    width = next(part.size for part in metadata.state if part.name == "profiles") // metadata.num_slots
+    for slot, axis in enumerate(voices):
+        state[metadata.state_offset("profiles") + slot * width + axis] = 10.0
+        state[metadata.state_offset("weights") + slot] = 10.0
+    return state
+
+
+def test_forgetting_a_slot_moves_those_behind_it_up(model):
+    state = slots.forget(model.metadata, state_with(model.metadata, [5, 6, 7]), 1)
+    assert [int(row.argmax()) for row in slots.profiles(model.metadata, state)[:2]] == [5, 7]
+    assert slots.heard_steps(model.metadata, state).tolist() == [10.0, 10.0] + [0.0] * 6
+
+
+def test_merging_slots_adds_their_voices(model):
+    state = slots.merge(model.metadata, state_with(model.metadata, [5, 6, 7]), 2, 0)
+    assert slots.heard_steps(model.metadata, state).tolist() == [20.0, 10.0] + [0.0] * 6
+    assert slots.profiles(model.metadata, state)[0][[5, 7]] == pytest.approx([0.5**0.5] * 2)
+
+
+def test_an_enrolled_voice_is_called_by_its_name(model, talk):
+    """The first voice of the conversation is enrolled from the first turn alone."""
+    first = diarize([talk], model, latency_s=1.04)[0][0]
+    alone = talk[int(first.start_s * 16_000) : int(first.end_s * 16_000)]
+    voices, refused = enrol({"Ada": np.concatenate([alone] * 4), "Nobody": np.zeros(16_000, np.float32)}, model)
+    assert [voice.label for voice in voices] == ["Ada"]
+    assert "Nobody: expected at least 2 s of clear speech, heard 0.0 s" in refused["Nobody"]
+    turns = diarize([talk], model, latency_s=1.04, enrolled=voices)[0]
+    assert turns[0].speaker == "Ada"
+
+
+def test_more_enrolled_voices_than_speakers_are_refused(model):
+    voice = Voice("Ada", np.ones(96, np.float32))
+    with pytest.raises(StreamError, match="at most 1 enrolled"):
+        Session(StreamSettings(max_speakers=1, enrolled=(voice, voice)), model.metadata)
+
+
+def test_revisions_go_out_as_the_protocol_says(model):
+    turn = Turn(1.0, 2.0, "speaker_0", 0.9)
+    revision = Revision("speaker_1", "speaker_0", (Segment("seg_2", 3, turn, True, False),))
+    assert event_message(revision, 7) == {
+        "type": "revision",
+        "seq": 7,
+        "segments": [{"id": "seg_2", "rev": 3, "speaker": "speaker_0", "final": True}],
+        "merged": [{"from": "speaker_1", "into": "speaker_0"}],
+    }

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from voiceflow.cli.console import emit_json, error, out, percent
+from voiceflow.cli.console import emit_json, err, error, out, percent
 from voiceflow.errors import ConfigError, DataError, VoiceflowError
 
 
@@ -17,6 +18,13 @@ def diarize(
     srt: Annotated[bool, typer.Option(help="Print turns as subtitles.")] = False,
     latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
     max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
+    speakers: Annotated[
+        Path | None,
+        typer.Option(help="Folder of known voices: <name>.wav or <name>/*.wav, 5 s or more of one person each."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the turns over the waveform: a .png, .svg or .pdf, or a folder.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")
     ] = "pretrained",
@@ -25,17 +33,21 @@ def diarize(
     from voiceflow.adapters.registry import resolve_model
     from voiceflow.audio import load_audio
     from voiceflow.runtime import StepModel
+    from voiceflow.stages.plots import check_plot, plot_turns
     from voiceflow.streaming.batch import diarize as run
     from voiceflow.timebase import lookahead_steps, samples_to_seconds
     from voiceflow.turns import to_diarized_json, to_json, to_rttm, to_srt
 
     try:
         lookahead_steps(latency)
-    except ValueError as err:
-        raise ConfigError(f"--latency: {err}") from err
+    except ValueError as problem:
+        raise ConfigError(f"--latency: {problem}") from problem
     scorer = StepModel(resolve_model(model))
     if max_speakers is not None and not 1 <= max_speakers <= scorer.metadata.num_slots:
         raise ConfigError(f"--max-speakers: expected 1 to {scorer.metadata.num_slots}, got {max_speakers}")
+    voices = _enrolled(speakers, scorer, max_speakers) if speakers else []
+    if plot:
+        check_plot(plot, len(files))
     answers: list[dict[str, Any]] = []
     failed = False
     for path in files:
@@ -46,8 +58,11 @@ def diarize(
             error(problem)
             failed = True
             continue
-        turns = run([samples_N], scorer, latency_s=latency, max_speakers=max_speakers)[0]
+        turns = run([samples_N], scorer, latency_s=latency, max_speakers=max_speakers, enrolled=voices)[0]
         duration_s = samples_to_seconds(len(samples_N))
+        if plot:
+            picture = plot if plot.suffix else plot / f"{path.stem}.png"
+            plot_turns(picture, samples_N, turns, title=path.name)
         if rttm and rttm != "-":
             Path(rttm).mkdir(parents=True, exist_ok=True)
             (Path(rttm) / f"{path.stem}.rttm").write_text(to_rttm(turns, path.stem), encoding="utf-8")
@@ -62,12 +77,36 @@ def diarize(
         elif rttm is None or rttm == "-":
             print(to_rttm(turns, path.stem), end="")
         else:
-            speakers = len({turn.speaker for turn in turns})
-            out.print(f"{path.name}: {len(turns)} turns of {speakers} speakers -> {Path(rttm) / path.stem}.rttm")
+            count = len({turn.speaker for turn in turns})
+            out.print(f"{path.name}: {len(turns)} turns of {count} speakers -> {Path(rttm) / path.stem}.rttm")
     if answers:
         emit_json(answers[0] if len(files) == 1 else answers)
     if failed:
         raise typer.Exit(1)
+
+
+def _enrolled(folder: Path, scorer: Any, max_speakers: int | None) -> list[Any]:
+    """Voices of a folder; a voice that cannot be used is told, and the others are."""
+    from voiceflow.audio import load_audio
+    from voiceflow.simulation.corpus import AUDIO_SUFFIXES
+    from voiceflow.streaming.batch import enrol
+
+    if not folder.is_dir():
+        raise DataError(f"--speakers {folder}: expected a folder with <name>.wav or <name>/*.wav")
+    recordings: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            parts = path.relative_to(folder).parts
+            recordings.setdefault(parts[0] if len(parts) > 1 else path.stem, []).append(load_audio(path))
+    if not recordings:
+        raise DataError(f"--speakers {folder}: holds no audio; expected <name>.wav or <name>/*.wav")
+    most = max_speakers or scorer.metadata.num_slots
+    if len(recordings) > most:
+        raise DataError(f"--speakers {folder}: expected at most {most} voices, got {len(recordings)}")
+    voices, refused = enrol({label: np.concatenate(pieces) for label, pieces in recordings.items()}, scorer)
+    for reason in refused.values():
+        err.print(f"[yellow]not enrolled:[/yellow] {reason}")
+    return voices
 
 
 def score(

@@ -1,21 +1,24 @@
 """`voiceflow serve`, `voiceflow stream` and `voiceflow bench`."""
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from voiceflow.cli.console import emit_json, error, out, percent
-from voiceflow.errors import PlatformError
+from voiceflow.cli.console import emit_json, err, error, out, percent
+from voiceflow.errors import DataError, PlatformError
 
 DEFAULT_URL = "ws://127.0.0.1:8080/v1/stream"
+COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
 bench_app = typer.Typer(help="Measure the model or a running server.", no_args_is_help=True)
 
 
@@ -56,6 +59,9 @@ def stream(
     url: Annotated[str, typer.Option(help="The server's stream.")] = DEFAULT_URL,
     latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
     max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
+    speakers: Annotated[
+        Path | None, typer.Option(help="Folder of known voices: <name>.wav, 5 to 60 s of one person each.")
+    ] = None,
     speed: Annotated[float, typer.Option(help="1 is real time; 0 is as fast as the server takes it.", min=0.0)] = 1.0,
     reference: Annotated[Path | None, typer.Option(help="RTTM of the file: prints the DER at the end.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print messages as JSON lines, then the figures.")] = False,
@@ -70,20 +76,24 @@ def stream(
         samples_N = decode_pcm(data[: len(data) // 2 * 2], "pcm_s16le")
     else:
         samples_N = load_audio(Path(source))
-    client = StreamClient(url, latency_s=latency, max_speakers=max_speakers, speed=speed)
+    client = StreamClient(url, latency_s=latency, max_speakers=max_speakers, speed=speed, speakers=_enrolment(speakers))
     turns: dict[str, Turn] = {}
+    colors: dict[str, str] = {}
 
     async def follow() -> None:
         async for message in client.run(samples_N):
             if json_:
                 print(json.dumps(message), flush=True)
+            if message["type"] == "revision":
+                for row in message["segments"]:
+                    turns[row["id"]] = replace(turns[row["id"]], speaker=row["speaker"])
+                for row in () if json_ else message["merged"]:
+                    out.print(f"{'':17}  {row['from']} was {row['into']}")
             if message["type"] != "segment":
                 continue
             turns[message["id"]] = Turn(message["start_s"], message["end_s"], message["speaker"], message["confidence"])
             if not json_ and (message["final"] or message["rev"] == 0):
-                color = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")[
-                    int(message["speaker"].rsplit("_", 1)[1]) % 8
-                ]
+                color = colors.setdefault(message["speaker"], COLORS[len(colors) % len(COLORS)])
                 span = (
                     f"{message['start_s']:7.2f} - {message['end_s']:7.2f}"
                     if message["final"]
@@ -93,6 +103,8 @@ def stream(
                 sys.stdout.flush()
 
     asyncio.run(follow())
+    for row in client.started["speakers_rejected"]:
+        err.print(f"[yellow]not enrolled:[/yellow] {row['reason']}")
     figures: dict[str, Any] = {
         "turns": len(turns),
         "speakers": client.closed.get("speakers"),
@@ -121,6 +133,15 @@ def stream(
         )
     if "der" in figures:
         out.print(f"DER against the reference: {percent(figures['der'])} (no collar, overlap scored)")
+
+
+def _enrolment(folder: Path | None) -> list[dict[str, str]]:
+    if folder is None:
+        return []
+    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    if not files:
+        raise DataError(f"--speakers {folder}: expected a folder with <name>.wav files")
+    return [{"label": path.stem, "audio_b64": base64.b64encode(path.read_bytes()).decode()} for path in files]
 
 
 @bench_app.command("model")

@@ -299,7 +299,9 @@ def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tupl
         count_B = (count_B + heard_BK[:, step]).clamp(max=LEVEL_STEPS)
         level_B = level_B + heard_BK[:, step] * (amplitude_BK[:, step] - level_B) / count_B.clamp(min=1.0)
         levels.append(level_B)
-    return 2.0 * torch.log(torch.stack(levels, dim=1) + 1e-4), torch.stack([level_B, count_B], dim=1)
+    # ONNX Runtime's Log rounds differently outside whole vectors of 16: one vector a value keeps streams apart.
+    level_BKV = torch.stack(levels, dim=1).unsqueeze(2).expand(-1, -1, 16) + 1e-4
+    return 2.0 * torch.log(level_BKV)[:, :, 0], torch.stack([level_B, count_B], dim=1)
 
 
 def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

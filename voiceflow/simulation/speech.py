@@ -174,4 +174,5 @@ def _sounds(piece: FloatArray, spans: Spans) -> list[Int16Array]:
 
 
 def _to_int16(samples_N: FloatArray) -> Int16Array:
-    return np.clip(samples_N * 32767.0, -32768, 32767).astype(np.int16)
+    pcm: Int16Array = np.clip(samples_N * 32767.0, -32768, 32767).astype(np.int16)
+    return pcm

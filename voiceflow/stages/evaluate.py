@@ -56,7 +56,10 @@ def evaluate(
         scored = SplitScores(dataset, recordings, scorer, latency_s=config.latency_s)
         metrics[split] = {
             f"collar_{collar_s:g}": summarise(scored.score(collar_s).values()) for collar_s in config.collars_per_side_s
-        } | {"overall": summarise(scored.scores.values())}
+        } | {
+            "overall": summarise(scored.scores.values()),
+            "revised": summarise(scored.score(0.0, revised=True).values()),
+        }
         if split == "test":
             slices = by_slice(scored.scores, slices_of(recordings))
             metrics["slices"] = slices

@@ -12,7 +12,8 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.metrics import Score, score
 from voiceflow.models.diarizer import Diarizer
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
-from voiceflow.streaming.batch import Scorer, diarize
+from voiceflow.streaming.batch import Scorer, stream_recordings
+from voiceflow.streaming.session import StreamSettings
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -50,18 +51,23 @@ class SplitScores:
         self.recordings = list(recordings)
         self.references = {recording.name: read_turns(dataset, recording) for recording in recordings}
         audio = [read_samples(dataset, recording) for recording in recordings]
-        found = diarize(audio, scorer, latency_s=latency_s)
-        self.hypotheses: dict[str, list[Turn]] = {
-            recording.name: turns for recording, turns in zip(recordings, found, strict=True)
-        }
+        sessions = stream_recordings(audio, scorer, StreamSettings("pcm_f32le", latency_s=latency_s))
+        self.hypotheses: dict[str, list[Turn]] = {}
+        """Turns under the labels they were first told with: what a client knew at this latency."""
+        self.revised: dict[str, list[Turn]] = {}
+        """The same turns after all revisions."""
+        for recording, session in zip(recordings, sessions, strict=True):
+            self.hypotheses[recording.name] = session.turns_as_told
+            self.revised[recording.name] = session.turns
         self.scores = self.score(0.0)
 
-    def score(self, collar_per_side_s: float) -> dict[str, Score]:
-        """Scores by recording."""
+    def score(self, collar_per_side_s: float, *, revised: bool = False) -> dict[str, Score]:
+        """Scores by recording, of the turns as first told or as revised."""
+        hypotheses = self.revised if revised else self.hypotheses
         return {
             recording.name: score(
                 self.references[recording.name],
-                self.hypotheses[recording.name],
+                hypotheses[recording.name],
                 duration_s=recording.duration_s,
                 collar_per_side_s=collar_per_side_s,
             )

@@ -1,13 +1,14 @@
 """One model step for many sessions: gather, score, give back. Files, evaluation and servers share it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from voiceflow.contract import ModelMetadata
-from voiceflow.streaming.session import Session, StreamSettings
+from voiceflow.errors import StreamError
+from voiceflow.streaming.session import Session, StreamSettings, Voice
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -62,8 +63,9 @@ def diarize(
     max_speakers: int | None = None,
     max_batch: int = 64,
     packet_samples: int = 16_000,
+    enrolled: Sequence[Voice] = (),
 ) -> list[list[Turn]]:
-    """Turns of whole recordings, streamed side by side through the code that serves live streams.
+    """Final turns of whole recordings, streamed side by side through the code that serves live streams.
 
     Args:
         recordings: Mono float32 audio at 16 kHz, shape (N,) each.
@@ -72,8 +74,46 @@ def diarize(
         max_speakers: Most speakers to tell apart in each; None for as many as the model can.
         max_batch: Streams in one step.
         packet_samples: Audio given to a stream at once.
+        enrolled: Speakers known by name.
     """
-    settings = StreamSettings("pcm_f32le", latency_s=latency_s, max_speakers=max_speakers)
+    settings = StreamSettings("pcm_f32le", latency_s=latency_s, max_speakers=max_speakers, enrolled=tuple(enrolled))
+    sessions = stream_recordings(recordings, scorer, settings, max_batch=max_batch, packet_samples=packet_samples)
+    return [session.turns for session in sessions]
+
+
+def enrol(
+    recordings: Mapping[str, FloatArray], scorer: Scorer, *, latency_s: float = 1.04
+) -> tuple[list[Voice], dict[str, str]]:
+    """Voices of speakers from a recording of each alone.
+
+    Args:
+        recordings: Mono float32 audio at 16 kHz by label; 5 s or more of speech is best.
+        scorer: The model.
+        latency_s: Any that is served; voices can be used at every latency.
+
+    Returns:
+        Voices in the order of `recordings`, and why others were refused, by label.
+    """
+    settings = StreamSettings("pcm_f32le", latency_s=latency_s, max_speakers=1)
+    voices, refused = [], {}
+    sessions = stream_recordings(list(recordings.values()), scorer, settings)
+    for label, session in zip(recordings, sessions, strict=True):
+        try:
+            voices.append(session.voice(label))
+        except StreamError as err:
+            refused[label] = str(err)
+    return voices, refused
+
+
+def stream_recordings(
+    recordings: Sequence[FloatArray],
+    scorer: Scorer,
+    settings: StreamSettings,
+    *,
+    max_batch: int = 64,
+    packet_samples: int = 16_000,
+) -> list[Session]:
+    """The closed sessions of whole recordings, streamed side by side; arguments as for `diarize`."""
     sessions = [Session(settings, scorer.metadata) for _ in recordings]
     sent = [0] * len(recordings)
     waiting = list(range(len(recordings)))
@@ -92,4 +132,4 @@ def diarize(
         if batch is not None:
             scatter(ready, *scorer.step(*batch))
         waiting = [index for index in waiting if not sessions[index].is_done]
-    return [session.turns for session in sessions]
+    return sessions

@@ -1,14 +1,18 @@
 """The words of `/v1/stream`: what clients may say, checked, and what we answer."""
 
+import base64
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from voiceflow.audio import SAMPLE_BYTES
+from voiceflow.audio import SAMPLE_BYTES, FloatArray, load_audio
 from voiceflow.errors import StreamError
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import Segment
+from voiceflow.streaming.speakers import Event, Segment
+from voiceflow.timebase import SAMPLE_RATE_HZ
+
+MAX_ENROLMENT_S = 60.0
 
 
 class Message(BaseModel):
@@ -25,12 +29,39 @@ class AudioFormat(Message):
     channels: int = 1
 
 
+class EnrolledSpeaker(Message):
+    """A speaker known by name, with a recording of that speaker alone."""
+
+    label: str = Field(min_length=1, max_length=64)
+    audio_b64: str
+    """A WAV, FLAC, Ogg/Opus or MP3 file in base64; 5 s or more of speech is best."""
+
+    def audio(self) -> FloatArray:
+        """The recording, mono float32 at 16 kHz.
+
+        Raises:
+            StreamError: `bad_enrolment`: not base64, or longer than `MAX_ENROLMENT_S`.
+            AudioError: Not audio.
+        """
+        try:
+            data = base64.b64decode(self.audio_b64, validate=True)
+        except ValueError as err:
+            raise StreamError("bad_enrolment", f"{self.label}: expected audio_b64 in base64 ({err})") from err
+        samples_N = load_audio(data, name=self.label)
+        if len(samples_N) > MAX_ENROLMENT_S * SAMPLE_RATE_HZ:
+            raise StreamError(
+                "bad_enrolment",
+                f"{self.label}: expected at most {MAX_ENROLMENT_S:g} s, got {len(samples_N) / SAMPLE_RATE_HZ:.0f} s",
+            )
+        return samples_N
+
+
 class DiarizationOptions(Message):
     """What is wanted of the diarizer."""
 
     max_speakers: int | None = None
     latency_s: float | None = None
-    speakers: list[dict[str, Any]] = Field(default_factory=list)
+    speakers: list[EnrolledSpeaker] = Field(default_factory=list, max_length=16)
 
 
 class Start(Message):
@@ -110,11 +141,20 @@ def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:
     )
 
 
-def segment_message(segment: Segment, seq: int) -> dict[str, Any]:
-    """A segment as it goes out."""
+def event_message(event: Event, seq: int) -> dict[str, Any]:
+    """A segment or a revision as it goes out."""
+    if isinstance(event, Segment):
+        return {"type": "segment", "seq": seq, **_segment(event), "overlap": event.overlap}
     return {
-        "type": "segment",
+        "type": "revision",
         "seq": seq,
+        "segments": [_revised(segment) for segment in event.segments],
+        "merged": [{"from": event.merged, "into": event.into}],
+    }
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    return {
         "id": segment.id,
         "rev": segment.rev,
         "speaker": segment.turn.speaker,
@@ -122,5 +162,8 @@ def segment_message(segment: Segment, seq: int) -> dict[str, Any]:
         "end_s": round(segment.turn.end_s, 3),
         "final": segment.final,
         "confidence": segment.turn.confidence,
-        "overlap": segment.overlap,
     }
+
+
+def _revised(segment: Segment) -> dict[str, Any]:
+    return {"id": segment.id, "rev": segment.rev, "speaker": segment.turn.speaker, "final": segment.final}

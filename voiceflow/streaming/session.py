@@ -4,7 +4,7 @@ session = Session(settings, metadata)
 session.receive_audio(packet)
 while (chunk := session.chunk_to_score()) is not None:      # the caller scores, alone or in a batch
     session.receive_scores(chunk, activity_S, new_state_N)
-for segment in session.segments_to_send(): ...
+for event in session.events_to_send(): ...
 """
 
 from collections import deque
@@ -18,7 +18,8 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
 from voiceflow.runtime import initial_state
-from voiceflow.streaming.speakers import Segment, TurnTracker
+from voiceflow.streaming import slots
+from voiceflow.streaming.speakers import Event, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, lookahead_steps, samples_to_seconds
 from voiceflow.turns import Turn
 
@@ -26,6 +27,19 @@ FloatArray = npt.NDArray[np.float32]
 
 SILENCE_F = np.full(STEP_FEATURES, np.log(np.float32(ENERGY_FLOOR)), np.float32)
 """Features of a step of digital silence, shown in place of a future that will not come."""
+
+
+REPAIR_STEPS = 12
+"""Every so many steps (0.96 s) it is asked whether a speaker turned out to be another one."""
+MIN_ENROLMENT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker known by name: a unit vector of shape (E,), from `Session.voice` of a recording of nobody else."""
+
+    label: str
+    profile_E: FloatArray
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,8 @@ class StreamSettings:
     channels: int = 1
     latency_s: float = 1.04
     max_speakers: int | None = None
+    enrolled: tuple[Voice, ...] = ()
+    """Speakers known before the stream begins; they are called by their labels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Session:
     settings: StreamSettings
     metadata: ModelMetadata
     _steps: deque[FloatArray] = field(default_factory=deque)
-    _segments: list[Segment] = field(default_factory=list)
+    _events: list[Event] = field(default_factory=list)
     _flush: _Flush | None = None
     _flush_wanted: bool = False
     _closing: bool = False
@@ -92,10 +108,21 @@ class Session:
                 "bad_max_speakers",
                 f"expected max_speakers from 1 to {self.metadata.num_slots}, got {settings.max_speakers}",
             )
+        if len(settings.enrolled) > (settings.max_speakers or self.metadata.num_slots):
+            raise StreamError(
+                "bad_speakers",
+                f"expected at most {settings.max_speakers or self.metadata.num_slots} enrolled speakers, "
+                f"got {len(settings.enrolled)}",
+            )
         self._resampler = StreamResampler(settings.sample_rate_hz)
         self._features = FeatureStream()
-        self._tracker = TurnTracker(self.metadata.decision, self.metadata.num_slots)
+        self._tracker = TurnTracker(
+            self.metadata.decision, self.metadata.num_slots, [voice.label for voice in settings.enrolled]
+        )
         self._state_N = initial_state(self.metadata, settings.max_speakers)
+        if settings.enrolled:
+            voices_VE = np.stack([voice.profile_E for voice in settings.enrolled])
+            self._state_N = slots.enrol(self.metadata, self._state_N, voices_VE)
         self._partial = b""
         self._scored = 0
 
@@ -162,7 +189,9 @@ class Session:
             self._scored += 1
         # The first answers tell of steps before the stream began; after a flush, of steps decided already.
         if answered >= self._tracker.num_steps:
-            self._segments += self._tracker.push(activity_S)
+            self._events += self._tracker.push(activity_S)
+        if self._flush is None and self._scored % REPAIR_STEPS == 0:
+            self._repair(silent_s=self.metadata.decision.forget_after_s)
         if self._flush is not None and self._flush.remaining == 0:
             self._end_flush()
 
@@ -172,25 +201,82 @@ class Session:
             self._flush = _Flush(self._state_N, self.lookahead_steps)
 
     def _end_flush(self) -> None:
+        assert self._flush is not None
+        if self._closing:
+            self._state_N = self._flush.state_N
         self._flush = None
-        self._segments += self._tracker.end()
+        self._events += self._tracker.end()
+        if self._closing:
+            self._repair(silent_s=0.0)
+
+    def _repair(self, *, silent_s: float) -> None:
+        """Merge speakers that turned out to be one, and give passing voices to the speaker they are most like."""
+        decision, metadata = self.metadata.decision, self.metadata
+        while True:
+            established = self._tracker.established()
+            if not established:
+                return
+            profiles_SE = slots.profiles(metadata, self._state_N)
+            alike_SS = profiles_SE @ profiles_SE.T
+            visitors = self._tracker.visitors(silent_s=silent_s)
+            if visitors:
+                slot = visitors[-1]
+                if slots.heard_steps(metadata, self._state_N)[slot] >= 1.0:
+                    into = max(established, key=lambda other: float(alike_SS[slot, other]))
+                else:  # too little of it is left to compare
+                    into = self._tracker.nearest(slot, established)
+                self._state_N = slots.forget(metadata, self._state_N, slot)
+            else:
+                pairs = [
+                    (float(alike_SS[slot, into]), slot, into)
+                    for slot in established
+                    for into in established
+                    if into < slot and not self._tracker.is_enrolled(slot) and not self._tracker.is_open(slot)
+                ]
+                cosine, slot, into = max(pairs, default=(0.0, 0, 0))
+                if cosine <= decision.merge_cosine or decision.merge_cosine >= 1.0:
+                    return
+                self._state_N = slots.merge(metadata, self._state_N, slot, into)
+            self._events.append(self._tracker.merge(slot, into))
 
     # results out
 
-    def segments_to_send(self) -> list[Segment]:
+    def events_to_send(self) -> list[Event]:
         """What changed since the last call."""
-        segments, self._segments = self._segments, []
-        return segments
+        events, self._events = self._events, []
+        return events
 
     @property
     def turns(self) -> list[Turn]:
         """Final turns so far, sorted; none is longer than the audio."""
+        return self._within([segment.turn for segment in self._tracker.final])
+
+    @property
+    def turns_as_told(self) -> list[Turn]:
+        """The same turns under the labels they had when they ended: what a client knew at the stream's latency."""
+        return self._within(self._tracker.as_told)
+
+    def _within(self, turns: list[Turn]) -> list[Turn]:
         end_s = self.received_s
         return sorted(
             turn if turn.end_s <= end_s else Turn(turn.start_s, end_s, turn.speaker, turn.confidence)
-            for turn in self._tracker.final_turns
+            for turn in turns
             if turn.start_s < end_s
         )
+
+    def voice(self, label: str) -> Voice:
+        """The voice of a stream in which one person spoke and that was closed; open it with `max_speakers=1`.
+
+        Raises:
+            StreamError: `bad_enrolment`: too little speech.
+        """
+        heard_s = float(slots.heard_steps(self.metadata, self._state_N)[0]) * STEP_S
+        if heard_s < MIN_ENROLMENT_S:
+            raise StreamError(
+                "bad_enrolment",
+                f"{label}: expected at least {MIN_ENROLMENT_S:g} s of clear speech, heard {heard_s:.1f} s",
+            )
+        return Voice(label, slots.profiles(self.metadata, self._state_N)[0])
 
     @property
     def received_s(self) -> float:
