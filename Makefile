@@ -75,8 +75,10 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup ## What must hold, measured: make acceptance PART=thread
-	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread)
+acceptance: setup espeak ## What must hold, measured: make acceptance PART=model (thread, model; SLOW=--slow for all of it)
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
+	$(BIN)/voiceflow data ensure
+	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW)
 
 compile: setup ## Compile the pipeline into pipelines/training.yaml
 	$(BIN)/python -m pipelines

@@ -71,6 +71,8 @@ class VarietyConfig(Section):
     """Share of conversations in which people often talk at once."""
     lull_share: float = Field(ge=0, le=1)
     """Share of conversations with one long stretch in which nobody speaks."""
+    late_share: float = Field(ge=0, le=1)
+    """Share of conversations that begin late, after up to 45 s in which nobody speaks."""
     moving_share: float = Field(ge=0, le=1)
     """Share of voices whose loudness and distance change while they speak."""
     gated_share: float = Field(ge=0, le=1)

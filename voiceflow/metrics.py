@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from voiceflow.turns import Turn
 
 MIN_ALONE_S = 0.3
@@ -134,6 +136,21 @@ def summarise(scores: Iterable[Score]) -> dict[str, float]:
         ),
         "flips_per_minute": round(sum(row.flips for row in rows) / max(minutes, 1e-9), 6),
     }
+
+
+def der_interval(scores: Iterable[Score], *, resamples: int = 2000, seed: int = 11) -> tuple[float, float]:
+    """95 % interval of the DER of recordings together, by bootstrap over recordings.
+
+    Source:
+        Bisani and Ney, Bootstrap estimates for confidence intervals, ICASSP 2004.
+    """
+    rows = list(scores)
+    errors_s = np.array([row.missed_s + row.false_alarm_s + row.confusion_s for row in rows])
+    speech_s = np.array([row.reference_s for row in rows])
+    draws = np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows)))
+    ders = errors_s[draws].sum(axis=1) / np.maximum(speech_s[draws].sum(axis=1), 1e-9)
+    low, high = np.percentile(ders, [2.5, 97.5])
+    return round(float(low), 6), round(float(high), 6)
 
 
 def by_slice(scores: Mapping[str, Score], slices: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:

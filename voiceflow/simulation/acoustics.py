@@ -91,6 +91,17 @@ def noise(rng: Generator, num_samples: int) -> FloatArray:
     return floor
 
 
+def _rumble(rng: Generator, num_samples: int) -> FloatArray:
+    """What shakes a microphone on a head: low, swelling noise, for speech at a root mean square of 1."""
+    band = scipy.signal.butter(2, [20.0, rng.uniform(60.0, 250.0)], "band", fs=SAMPLE_RATE_HZ, output="sos")
+    rumble_N = scipy.signal.sosfilt(band, rng.standard_normal(num_samples))
+    knots = np.exp(rng.normal(0.0, 1.0, num_samples // (SAMPLE_RATE_HZ // 2) + 2))
+    rumble_N *= np.interp(np.arange(num_samples) * 2 / SAMPLE_RATE_HZ, np.arange(len(knots)), knots)
+    rumble_N *= 10.0 ** (rng.uniform(-55.0, -15.0) / 20.0) / (np.sqrt(np.mean(rumble_N**2)) + 1e-9)
+    rumble: FloatArray = rumble_N.astype(np.float32)
+    return rumble
+
+
 def telephone_band(samples_N: FloatArray) -> FloatArray:
     """300 to 3400 Hz and mu-law steps, as G.711 leaves them, at 16 kHz."""
     band = scipy.signal.butter(4, [300.0, 3400.0], "band", fs=SAMPLE_RATE_HZ, output="sos")
@@ -173,6 +184,8 @@ def mix(
     snr_db = rng.uniform(*_SNR_DB[condition])
     mixed_N = speech_N + noise(rng, num_samples) * np.float32(np.sqrt(power * 10.0 ** (-snr_db / 10.0)))
     mixed_N += beside_N
+    if condition == HEADSET:
+        mixed_N += _rumble(rng, num_samples) * np.float32(np.sqrt(power))
     if events_N is not None:
         mixed_N += events_N * np.float32(np.sqrt(power))
     if gated:

@@ -30,6 +30,8 @@ class ConversationPlan:
     condition: str
     speakers: tuple[str, ...]
     seed: tuple[int, ...]
+    away_s: tuple[float, float] | None = None
+    """When the first speaker says nothing; others must go on, and he is the next to speak afterwards."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,19 @@ def simulate(
     turns: list[Turn] = []
     taking = _mood(rng, config.turn_taking)
     lull_at = num_samples + 1
+    time = 0
     if variety:
         taking = _busy(rng, taking, variety)
+        if rng.random() < variety.late_share:
+            time += int(rng.uniform(1.0, 45.0) ** 2 / 45.0 * SAMPLE_RATE_HZ)
         if rng.random() < variety.lull_share:
             lull_at = int(rng.uniform(0.0, 0.8) * num_samples)
     # Some talk more than others, and each has somebody who tends to answer.
     dominance = rng.dirichlet(np.full(len(plan.speakers), 3.0))
     speaker = plan.speakers[0]
-    time = int(rng.exponential(0.7) * SAMPLE_RATE_HZ)
+    time += int(rng.exponential(0.7) * SAMPLE_RATE_HZ)
     unheard = list(plan.speakers)
+    away = False
     while time < num_samples:
         if time >= lull_at:
             time, lull_at = time + int(rng.uniform(4.0, 40.0) * SAMPLE_RATE_HZ), num_samples + 1
@@ -146,7 +152,7 @@ def simulate(
         length_s = float(np.clip(rng.lognormal(np.log(taking.turn_median_s), taking.turn_sigma), 0.3, 20.0))
         end = _speak(rng, sources[speaker], voices[speaker], turns, speaker, time, length_s)
         # 2) somebody says "yes" meanwhile
-        others = [name for name in plan.speakers if name != speaker]
+        others = [name for name in plan.speakers if name != speaker and not (away and name == plan.speakers[0])]
         if others and rng.random() < taking.backchannel_probability and end - time > 2 * SAMPLE_RATE_HZ:
             listener = str(rng.choice(others))
             at = int(rng.integers(time + SAMPLE_RATE_HZ // 2, end - SAMPLE_RATE_HZ))
@@ -155,6 +161,8 @@ def simulate(
         # 3) who is next, and when
         unheard = [name for name in unheard if name != speaker]
         following = _next_speaker(rng, plan.speakers, speaker, dominance, unheard)
+        if plan.away_s is not None:
+            following, away = _unless_away(plan, end / SAMPLE_RATE_HZ, speaker, following, away)
         time = end + seconds_to_samples(_gap_s(rng, taking, change=following != speaker))
         speaker = following
     tracks = {speaker: voice.speech_N for speaker, voice in voices.items()}
@@ -183,6 +191,20 @@ def _mood(rng: Generator, taking: TurnTakingConfig) -> TurnTakingConfig:
         return taking
     mean_s = taking.sparse_pause_mean_s * rng.uniform(0.3, 2.0)
     return taking.model_copy(update={"pause_probability": 0.7, "pause_mean_s": mean_s})
+
+
+def _unless_away(
+    plan: ConversationPlan, now_s: float, speaker: str, following: str, was_away: bool
+) -> tuple[str, bool]:
+    """Who speaks next where the first speaker may be away, and whether he is."""
+    assert plan.away_s is not None
+    first, *others = plan.speakers
+    is_away = plan.away_s[0] <= now_s < plan.away_s[1]
+    if is_away and following == first:
+        following = next((name for name in others if name != speaker), others[0])
+    if was_away and not is_away:
+        following = first
+    return following, is_away
 
 
 def _busy(rng: Generator, taking: TurnTakingConfig, variety: VarietyConfig) -> TurnTakingConfig:

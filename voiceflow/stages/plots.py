@@ -42,7 +42,7 @@ def check_plot(path: Path, num_files: int) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as err:
-        raise ConfigError("--plot needs matplotlib; run `pip install matplotlib`") from err
+        raise ConfigError("--plot needs matplotlib; run `pip install 'voiceflow[plot]'`") from err
     if path.suffix and path.suffix not in PICTURES:
         raise ConfigError(f"--plot {path}: expected a folder or a name that ends in {', '.join(PICTURES)}")
     if path.suffix and num_files > 1:

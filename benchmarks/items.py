@@ -1,0 +1,21 @@
+"""What the parts of the acceptance list share."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""`passed` (None where a figure is only told) and `figures`."""
+
+
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep what it printed."""
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def tests_pass(*selection: str) -> Row:
+    """A row for a selection of tests."""
+    done = run(sys.executable, "-m", "pytest", *selection)
+    last = next((line for line in reversed(done.stdout.splitlines()) if "passed" in line or "failed" in line), "")
+    return {"passed": done.returncode == 0, "figures": last}
