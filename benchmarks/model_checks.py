@@ -229,15 +229,18 @@ SPEECHLESS: dict[str, Callable[[np.random.Generator, int], FloatArray]] = {
 }
 
 
-def false_alarms(scorer: Scorer, *, count: int, duration_s: float = 60.0) -> dict[str, dict[str, float]]:
+def false_alarms(
+    scorer: Scorer, *, count: int, duration_s: float = 60.0, seed: int = 11
+) -> dict[str, dict[str, float]]:
     """Speech and speakers heard where nobody speaks: seconds and invented speakers a minute, by kind of sound."""
     rows = {}
     for kind, make in SPEECHLESS.items():
-        rng = np.random.default_rng(11)
+        rng = np.random.default_rng(seed)
         sounds = [make(rng, int(duration_s * SAMPLE_RATE_HZ)) for _ in range(count)]
         answers = diarize(sounds, scorer, latency_s=1.04)
         minutes = count * duration_s / 60.0
         rows[kind] = {
+            "minutes": round(minutes, 2),
             "speakers_per_min": round(sum(len({turn.speaker for turn in turns}) for turns in answers) / minutes, 4),
             "speech_s_per_min": round(sum(turn.duration_s for turns in answers for turn in turns) / minutes, 4),
         }
@@ -258,6 +261,7 @@ def alone(scorer: Scorer, recordings: list[FloatArray]) -> dict[str, float]:
     minutes = sum(len(samples_N) for samples_N in recordings) / SAMPLE_RATE_HZ / 60.0
     return {
         "recordings": len(recordings),
+        "minutes": round(minutes, 2),
         "found_exactly_one": round(sum(count == 1 for count in found) / max(1, len(found)), 4),
         "invented_speakers_per_min": round(sum(max(0, count - 1) for count in found) / minutes, 4),
         "astray_share": round(astray_s / max(speech_s, 1e-9), 4),

@@ -72,7 +72,7 @@ class VarietyConfig(Section):
     lull_share: float = Field(ge=0, le=1)
     """Share of conversations with one long stretch in which nobody speaks."""
     late_share: float = Field(ge=0, le=1)
-    """Share of conversations that begin late, after up to 45 s in which nobody speaks."""
+    """Share of conversations that begin late, after up to three quarters of their length."""
     moving_share: float = Field(ge=0, le=1)
     """Share of voices whose loudness and distance change while they speak."""
     gated_share: float = Field(ge=0, le=1)

@@ -136,7 +136,8 @@ def simulate(
     if variety:
         taking = _busy(rng, taking, variety)
         if rng.random() < variety.late_share:
-            time += int(rng.uniform(1.0, 45.0) ** 2 / 45.0 * SAMPLE_RATE_HZ)
+            longest_s = 0.75 * config.conversation_s
+            time += int(rng.uniform(1.0, longest_s) ** 2 / longest_s * SAMPLE_RATE_HZ)
         if rng.random() < variety.lull_share:
             lull_at = int(rng.uniform(0.0, 0.8) * num_samples)
     # Some talk more than others, and each has somebody who tends to answer.
