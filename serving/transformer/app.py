@@ -299,7 +299,7 @@ class StreamingApp:
     async def _close_copy(self, session: Session) -> list[Any]:
         twin = self.engine.adopt(copy.deepcopy(session))
         try:
-            twin.session.close()
+            twin.session.close(keep_labels=True)
             await self.engine.settle(twin)
             return twin.session.turns
         finally:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from voiceflow.audio import write_flac
+from voiceflow.streaming.batch import diarize
 from voiceflow.turns import read_rttm
 
 pytestmark = pytest.mark.e2e
@@ -41,12 +43,30 @@ def test_a_bad_file_is_told_and_the_good_one_is_done(tmp_path, talk):
     assert "Traceback" not in result.stderr
 
 
+def test_known_voices_are_named_and_turns_are_drawn(tmp_path, talk, model):
+    first = diarize([talk], model, latency_s=1.04)[0][0]
+    alone = talk[int(first.start_s * 16_000) : int(first.end_s * 16_000)]
+    (tmp_path / "enrol" / "Ada").mkdir(parents=True)
+    write_flac(tmp_path / "enrol" / "Ada" / "a.flac", np.concatenate([alone] * 4))
+    write_flac(tmp_path / "enrol" / "Mute.flac", np.zeros(16_000, np.float32))
+    write_flac(tmp_path / "talk.flac", talk)
+    result = voiceflow(
+        "diarize", tmp_path / "talk.flac", "--speakers", tmp_path / "enrol", "--plot", tmp_path / "turns.png", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["turns"][0]["speaker"] == "Ada"
+    assert "not enrolled: Mute: expected at least 2 s" in " ".join(result.stderr.split())
+    assert (tmp_path / "turns.png").stat().st_size > 5000
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["diarize", "x.wav", "--latency", "0.5"], 2, "0.32, 0.64, 1.04"),
         (["diarize", "x.wav", "--model", "nowhere.onnx"], 1, "no such model"),
         (["diarize"], 2, "Missing argument"),
+        (["diarize", "x.wav", "--speakers", "nowhere"], 1, "expected a folder"),
+        (["diarize", "x.wav", "--plot", "turns.bmp"], 2, "ends in .png"),
         (["stage", "dance"], 2, "dance"),
         (["run", "--profile", "fast"], 2, "full"),
         (["score", "a.rttm", "b.rttm"], 1, "no such file"),

@@ -1,16 +1,20 @@
 """Real servers in processes of their own, real sockets."""
 
 import asyncio
+import base64
+import io
 import json
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
 import websockets
 
 from serving.clients.stream import StreamClient
 from voiceflow.audio import load_audio
-from voiceflow.streaming.batch import diarize
+from voiceflow.streaming.batch import diarize, stream_recordings
+from voiceflow.streaming.session import StreamSettings
 
 pytestmark = pytest.mark.e2e
 
@@ -26,9 +30,14 @@ def quantised(samples):
 
 async def stream(port, samples, **options):
     client = StreamClient(url(port), speed=0.0, **options)
-    finals = [m async for m in client.run(samples) if m["type"] == "segment" and m["final"]]
+    finals = {}
+    async for message in client.run(samples):
+        if message["type"] == "segment" and message["final"]:
+            finals[message["id"]] = message
+        for row in message["segments"] if message["type"] == "revision" else []:
+            finals[row["id"]] = finals[row["id"]] | row
     assert client.closed["audio_s"] == pytest.approx(len(samples) / 16_000)
-    return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals)
+    return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
 
 
 def expected(model, samples, **options):
@@ -36,8 +45,38 @@ def expected(model, samples, **options):
     return sorted((round(t.start_s, 3), round(t.end_s, 3), t.speaker) for t in turns)
 
 
+def as_told(model, samples):
+    """The reference protocol has no revisions: a turn keeps the label it was first told with."""
+    [session] = stream_recordings([samples], model, StreamSettings("pcm_f32le", latency_s=1.04))
+    return session.turns_as_told
+
+
 def test_a_live_stream_gives_the_turns_of_diarize(server, model, talk):
     assert asyncio.run(stream(server, talk)) == expected(model, talk)
+
+
+def test_an_enrolled_speaker_is_named_and_a_bad_recording_refused(server, model, talk):
+    first = diarize([talk], model, latency_s=1.04)[0][0]
+    alone = np.concatenate([talk[int(first.start_s * 16_000) : int(first.end_s * 16_000)]] * 4)
+    file = io.BytesIO()
+    soundfile.write(file, alone, 16_000, format="WAV")
+    speakers = [
+        {"label": "Ada", "audio_b64": base64.b64encode(file.getvalue()).decode()},
+        {"label": "Bob", "audio_b64": base64.b64encode(b"no audio").decode()},
+        {"label": "Cem", "audio_b64": "%%%"},
+        {"label": "Ada", "audio_b64": ""},
+    ]
+    client = StreamClient(url(server), speed=0.0, speakers=speakers)
+
+    async def run():
+        return [m async for m in client.run(talk) if m["type"] == "segment"]
+
+    segments = asyncio.run(run())
+    assert segments[0]["speaker"] == "Ada"
+    reasons = {row["label"]: row["reason"] for row in client.started["speakers_rejected"]}
+    assert "cannot be decoded" in reasons["Bob"]
+    assert "base64" in reasons["Cem"]
+    assert "named twice" in reasons["Ada"]
 
 
 def test_health_ready_metrics_and_infer(server, model, talk):
@@ -98,7 +137,7 @@ def test_the_reference_protocol_gives_the_turns_of_diarize(server, model, talk):
 
 def test_the_reference_protocol_on_a_real_meeting(server, model, excerpts):
     samples = load_audio(excerpts[0])
-    turns = diarize([samples], model, latency_s=1.04)[0]
+    turns = as_told(model, samples)
     assert asyncio.run(reference_turns(server, samples)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
 
 

@@ -91,6 +91,7 @@ class Session:
     _flush: _Flush | None = None
     _flush_wanted: bool = False
     _closing: bool = False
+    _keep_labels: bool = False
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -151,10 +152,15 @@ class Session:
         """Ask for final turns of all audio so far; the stream may go on afterwards."""
         self._flush_wanted = True
 
-    def close(self) -> None:
-        """No more audio will come: complete the last step, then decide everything. Calling it twice is harmless."""
+    def close(self, *, keep_labels: bool = False) -> None:
+        """No more audio will come: complete the last step, then decide everything. Calling it twice is harmless.
+
+        Args:
+            keep_labels: Leave voices that were heard only briefly their labels, for a look at a stream that goes on.
+        """
         if self._closing:
             return
+        self._keep_labels = keep_labels
         self.receive_samples(self._resampler.push(np.zeros(0, np.float32), last=True))
         self._steps.extend(self._features.flush())
         self._closing = self._flush_wanted = True
@@ -206,7 +212,7 @@ class Session:
             self._state_N = self._flush.state_N
         self._flush = None
         self._events += self._tracker.end()
-        if self._closing:
+        if self._closing and not self._keep_labels:
             self._repair(silent_s=0.0)
 
     def _repair(self, *, silent_s: float) -> None:
