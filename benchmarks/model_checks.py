@@ -31,7 +31,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass
-class TestVoices:
+class HeldOutVoices:
     """The held-out voices of a corpus, cut at pauses when they are first asked for.
 
     Args:
@@ -90,7 +90,7 @@ class TestVoices:
         return simulate(plan, {name: self.segments(name) for name in speakers}, config)
 
 
-def returning_speakers(scorer: Scorer, voices: TestVoices, *, count: int, away_s: float = 300.0) -> dict[str, Any]:
+def returning_speakers(scorer: Scorer, voices: HeldOutVoices, *, count: int, away_s: float = 300.0) -> dict[str, Any]:
     """How many speakers who were away for minutes have their old label when they speak again.
 
     The label of the speaker's speech alone before he left, by majority, against that of his first
@@ -140,7 +140,7 @@ def _label(
     return max(covered, key=lambda label: covered[label]) if covered else None
 
 
-def long_conversations(scorer: Scorer, voices: TestVoices, *, minutes: float, count: int) -> dict[str, Any]:
+def long_conversations(scorer: Scorer, voices: HeldOutVoices, *, minutes: float, count: int) -> dict[str, Any]:
     """DER of long conversations whole and in their first five minutes, and speakers found."""
     rng = np.random.default_rng(5)
     rows = []
@@ -268,7 +268,7 @@ def alone(scorer: Scorer, recordings: list[FloatArray]) -> dict[str, float]:
     }
 
 
-def lone_voices(scorer: Scorer, voices: TestVoices, *, count: int, minutes: float) -> dict[str, dict[str, float]]:
+def lone_voices(scorer: Scorer, voices: HeldOutVoices, *, count: int, minutes: float) -> dict[str, dict[str, float]]:
     """One speaker alone for minutes; children; espeak-ng's whisper; and streams that start in mid-word."""
     long_ones = voices.long_ones()
     monologues = [

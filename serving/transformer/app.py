@@ -144,7 +144,8 @@ class StreamingApp:
                     "limits": {
                         "max_packet_bytes": self.config.max_packet_bytes,
                         "idle_s": self.config.idle_s,
-                        "max_speakers": self.engine.metadata.num_slots,
+                        "max_speakers": settings.max_speakers or self.engine.metadata.num_slots,
+                        "voices_beyond": "each is given to the speaker it is most like",
                     },
                 }
             )

@@ -131,7 +131,7 @@ async def reference_turns(port, samples):
 
 
 def test_the_reference_protocol_gives_the_turns_of_diarize(server, model, talk):
-    turns = diarize([talk], model, latency_s=1.04)[0]
+    turns = as_told(model, talk)
     assert asyncio.run(reference_turns(server, talk)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
 
 
