@@ -156,6 +156,8 @@ class TrainConfig(Section):
     checkpoint_every_steps: int = Field(ge=1)
     max_minutes: float | None = Field(gt=0)
     """Wall-clock limit; the learning rate follows whichever of steps and time is further on."""
+    num_noises: int = Field(ge=0)
+    """Half minutes of sounds that are no speech, made at the start and mixed into excerpts."""
     bf16: bool
     """bfloat16 autocast; accumulations and the decoder stay float32."""
     num_threads: int = Field(ge=0)
@@ -179,6 +181,8 @@ class ModelConfig(Section):
     """Steps before the answered one that attention may look back on."""
     max_lookahead_steps: int = Field(ge=0)
     num_slots: int = Field(ge=1, le=16)
+    slot_hidden: int = Field(ge=4)
+    """Width of the decision between slots."""
     confirm_steps: float = Field(gt=0)
     """Clean speech, in steps, after which a new voice keeps its slot for good."""
     profile_steps: float = Field(gt=0)

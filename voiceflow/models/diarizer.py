@@ -59,6 +59,8 @@ class Frames(NamedTuple):
     """Logit of at least two, given that there is speech."""
     valid_BK: Tensor
     """1 where the answered step has been heard, 0 before the stream began and in digital silence."""
+    surroundings_BKD: Tensor
+    """What the slot decision should know of the sound itself: voices are more alike over a telephone."""
 
 
 class Diarizer(nn.Module):
@@ -94,9 +96,10 @@ class Diarizer(nn.Module):
         self.embed = nn.Linear(2 * config.value_dims, config.embedding_dims)
         self.count = nn.Linear(2 * config.value_dims, 2)
         # slots
-        self.slot_match = nn.Linear(config.embedding_dims, 48, bias=False)
-        self.slot_facts = nn.Linear(11, 48)
-        self.slot_score = nn.Linear(48, 1)
+        self.slot_match = nn.Linear(config.embedding_dims, config.slot_hidden, bias=False)
+        self.slot_facts = nn.Linear(13, config.slot_hidden)
+        self.slot_surroundings = nn.Linear(2 * config.value_dims, config.slot_hidden, bias=False)
+        self.slot_score = nn.Linear(config.slot_hidden, 1)
         self.match_scale = nn.Parameter(torch.tensor(8.0))
         with torch.no_grad():
             self.count.bias.copy_(torch.tensor([1.0, -2.0]))
@@ -159,7 +162,8 @@ class Diarizer(nn.Module):
         embeddings = self.embed(context_BKC).float()
         embeddings = embeddings / (embeddings.square().sum(dim=2, keepdim=True) + 1e-6).sqrt()
         counts = self.count(context_BKC).float()
-        frames = Frames(embeddings, counts[:, :, 0], counts[:, :, 1], valid_BK)
+        surroundings = self.slot_surroundings(context_BKC).float()
+        frames = Frames(embeddings, counts[:, :, 0], counts[:, :, 1], valid_BK, surroundings)
         return frames, level_B2, torch.cat(carried, dim=1).float(), entries[:, -self.ring_steps :].flatten(1)
 
     def _attend(self, entries: Tensor, lookahead_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,13 +200,15 @@ class Diarizer(nn.Module):
         embedding_BE, valid_B = frames.embeddings_BKE[:, step], frames.valid_BK[:, step]
         speech_B = torch.sigmoid(frames.speech_BK[:, step]) * valid_B
         overlap_B = torch.sigmoid(frames.overlap_BK[:, step]) * speech_B
-        logits_BS, _ = self.slot_logits(embedding_BE, speech_B, overlap_B, slots)
+        logits_BS, _ = self.slot_logits(embedding_BE, speech_B, overlap_B, frames.surroundings_BKD[:, step], slots)
         activity_BS = combine(logits_BS.softmax(dim=1), speech_B, overlap_B)
         clean_B1 = (speech_B - overlap_B).clamp(min=0.0).unsqueeze(1)
         gain_BS = (activity_BS > 0.5).to(activity_BS.dtype) * clean_B1
         return activity_BS, self.update(slots, embedding_BE, gain_BS, activity_BS)
 
-    def slot_logits(self, embedding: Tensor, speech: Tensor, overlap: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
+    def slot_logits(
+        self, embedding: Tensor, speech: Tensor, overlap: Tensor, surroundings: Tensor, slots: Slots
+    ) -> tuple[Tensor, Tensor]:
         """Who speaks, if one does: logits over slots, any number of leading dimensions.
 
         Returns:
@@ -211,13 +217,18 @@ class Diarizer(nn.Module):
         """
         weights = slots.weights_BS
         norms = (slots.profiles_BSE.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()
-        match = embedding.unsqueeze(-2) * (slots.profiles_BSE / norms)
+        voices = slots.profiles_BSE / norms
+        match = embedding.unsqueeze(-2) * voices
         cosine = match.sum(dim=-1)
         confirmed = (weights >= self.config.confirm_steps).to(weights.dtype)
         index = torch.arange(self.config.num_slots, device=weights.device).to(weights.dtype)
         is_open = (index == confirmed.sum(dim=-1, keepdim=True)).to(weights.dtype)
         is_open = is_open * (index < self.config.num_slots - slots.blocked_B1).to(weights.dtype)
         best_known = (cosine * confirmed - (1.0 - confirmed)).amax(dim=-1, keepdim=True)
+        # How much a voice differs from itself, and from the other known voice most like it.
+        constancy = norms.squeeze(-1) / weights.clamp(min=1.0)
+        alike = voices @ voices.transpose(-1, -2) * confirmed.unsqueeze(-2) * confirmed.unsqueeze(-1)
+        twin = (alike - torch.eye(self.config.num_slots, device=weights.device)).amax(dim=-1)
         facts = torch.stack(
             [
                 cosine,
@@ -231,10 +242,12 @@ class Diarizer(nn.Module):
                 overlap.unsqueeze(-1).expand_as(cosine),
                 confirmed.sum(dim=-1, keepdim=True).expand_as(cosine) / self.config.num_slots,
                 torch.log1p(weights.sum(dim=-1, keepdim=True)).expand_as(cosine) * 0.2,
+                constancy,
+                twin,
             ],
             dim=-1,
         )
-        hidden = functional.silu(self.slot_match(match) * 4.0 + self.slot_facts(facts))
+        hidden = functional.silu(self.slot_match(match) * 4.0 + self.slot_facts(facts) + surroundings.unsqueeze(-2))
         logits = self.slot_score(hidden).squeeze(-1).float() + self.match_scale * cosine
         return logits - (1.0 - torch.maximum(confirmed, is_open)) * 1e4, is_open
 

@@ -14,14 +14,16 @@ from torch import Tensor
 from voiceflow.config import DecisionConfig, ModelConfig, TrainConfig
 from voiceflow.errors import DataError, ModelError
 from voiceflow.export import make_metadata
+from voiceflow.features import step_features
 from voiceflow.metrics import score, summarise
 from voiceflow.models.diarizer import Diarizer
+from voiceflow.simulation.sounds import background_events
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.stages.scoring import TorchStep
 from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.timebase import STEP_S, FrameGrid
-from voiceflow.training.data import LOG_FLOOR, Example, make_example
+from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, FrameGrid
+from voiceflow.training.data import LOG_FLOOR, Example, HalfArray, make_example
 from voiceflow.training.loop import StepMetrics, Trainer
 from voiceflow.turns import scores_to_turns, turns_to_activity
 
@@ -69,7 +71,15 @@ def train(
         )
         loading(done, total)
     initial = pretrained_weights() if config.init_from == "pretrained" else None
-    trainer = Trainer(config, model, train=examples["train"], dev=examples["dev"], folder=output, initial=initial)
+    trainer = Trainer(
+        config,
+        model,
+        train=examples["train"],
+        dev=examples["dev"],
+        folder=output,
+        initial=initial,
+        noises=make_noises(config.num_noises, seed=config.seed),
+    )
     if initial is not None and trainer.step == 0:
         # The start counts as a result: training on must not end with less.
         trainer.keep_if_best()
@@ -108,6 +118,19 @@ def train(
     }
     (output / "train.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+NOISE_S = 30.0
+
+
+def make_noises(count: int, *, seed: int) -> list[HalfArray]:
+    """Features (T, 640) of half minutes full of breath, handling, clicks, rustle and tones."""
+    noises = []
+    for number in range(count):
+        rng = np.random.default_rng((seed, 77, number))
+        samples_N = background_events(rng, int(NOISE_S * SAMPLE_RATE_HZ), [], per_s=float(rng.uniform(1.0, 12.0)))
+        noises.append(step_features(samples_N * np.float32(0.1)).astype(np.float16))
+    return noises
 
 
 def load_net(model: ModelConfig, weights: Path) -> Diarizer:

@@ -13,7 +13,10 @@ from voiceflow.features import ENERGY_FLOOR, NUM_MEL_BINS, step_features
 from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, STEP_S
 from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
 
+HalfArray = npt.NDArray[np.float16]
 MAX_SPEAKERS = 8
+LATE_SHARE, NOISE_SHARE = 0.12, 0.4
+"""Share of excerpts whose beginning is silenced, and of those with other sounds mixed in."""
 LOG_FLOOR = np.float32(np.log(ENERGY_FLOOR))
 SILENT_LOG = LOG_FLOOR + np.float32(0.05)
 """A frame none of whose bins exceeds this is digital silence (half precision moves the floor a little)."""
@@ -24,7 +27,7 @@ class Example:
     """One recording: log-mel features (T, 640) in half precision, activity (T, 8) of its first 8 speakers."""
 
     name: str
-    features_TF: npt.NDArray[np.float16]
+    features_TF: HalfArray
     active_TS: npt.NDArray[np.bool_]
 
 
@@ -51,10 +54,12 @@ def make_example(name: str, samples_N: FloatArray, turns: Sequence[Turn]) -> Exa
 class BatchSampler:
     """Draws batches; the draw of step n depends on the seed and n alone, so that a resumed run sees the same."""
 
-    def __init__(self, examples: Sequence[Example], *, seed: int) -> None:
+    def __init__(self, examples: Sequence[Example], *, seed: int, noises: Sequence[HalfArray] = ()) -> None:
+        """Take examples, and features (T, 640) of sounds that are no speech, to be mixed in."""
         if not examples:
             raise ValueError("expected at least one training example")
         self.examples = examples
+        self.noises = noises
         self.seed = seed
 
     def draw(self, step: int, *, batch_size: int, num_steps: int) -> Batch:
@@ -67,9 +72,15 @@ class BatchSampler:
             example = self.examples[int(rng.integers(len(self.examples)))]
             length = min(num_steps, len(example.features_TF))
             start = int(rng.integers(len(example.features_TF) - length + 1))
-            features[row, :length] = _augment(rng, example.features_TF[start : start + length].astype(np.float32))
-            features[row, length:] = LOG_FLOOR
+            piece_TF = example.features_TF[start : start + length].astype(np.float32)
             active[row, :length] = example.active_TS[start : start + length]
+            if self.noises and rng.random() < LATE_SHARE:
+                piece_TF, active[row, :length] = _begin_late(rng, piece_TF, active[row, :length])
+            piece_TF = _augment(rng, piece_TF)
+            if self.noises and rng.random() < NOISE_SHARE:
+                piece_TF = _overlay(rng, piece_TF, self.noises[int(rng.integers(len(self.noises)))])
+            features[row, :length] = piece_TF
+            features[row, length:] = LOG_FLOOR
         return Batch(
             torch.from_numpy(features), torch.from_numpy(active), torch.from_numpy(rng.choice(lookaheads, batch_size))
         )
@@ -96,6 +107,34 @@ def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
     # What is not heard stays so at any level.
     mel = np.where(silent, LOG_FLOOR, np.maximum(mel, LOG_FLOOR))
     return mel.reshape(features_TF.shape).astype(np.float32)
+
+
+def _begin_late(
+    rng: np.random.Generator, features_TF: FloatArray, active_TS: npt.NDArray[np.bool_]
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Nobody speaks at first: what is there fades into the quietest of the excerpt."""
+    length = int(rng.uniform(0.1, 0.6) * len(features_TF))
+    quiet_F = np.percentile(features_TF[::4], 3, axis=0).astype(np.float32)
+    features_TF, active_TS = features_TF.copy(), active_TS.copy()
+    spread = rng.standard_normal((length, features_TF.shape[1]), dtype=np.float32) * np.float32(0.4)
+    features_TF[:length] = np.maximum(quiet_F + spread, LOG_FLOOR)
+    active_TS[:length] = False
+    return features_TF, active_TS
+
+
+def _overlay(rng: np.random.Generator, features_TF: FloatArray, noise_TF: HalfArray) -> FloatArray:
+    """Add the energy of other sounds: faint ones throughout, loud ones for a while."""
+    length = len(features_TF)
+    start = int(rng.integers(max(1, len(noise_TF) - length + 1)))
+    noise = np.resize(noise_TF[start:], (length, noise_TF.shape[1])).astype(np.float32)
+    loud = float(np.percentile(features_TF.mean(axis=1), 95)) - float(np.percentile(noise.mean(axis=1), 95))
+    gain = rng.uniform(-8.0, 1.0)
+    if gain > -3.0:
+        begin = int(rng.integers(-length // 3, length))
+        noise[: max(0, begin)] = LOG_FLOOR
+        noise[max(0, begin + int(rng.uniform(0.05, 0.4) * length)) :] = LOG_FLOOR
+    mixed: FloatArray = np.logaddexp(features_TF, noise + np.float32(loud + gain)).astype(np.float32)
+    return mixed
 
 
 def _warps() -> list[FloatArray]:

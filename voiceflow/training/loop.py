@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from voiceflow.config import ModelConfig, TrainConfig
 from voiceflow.models.diarizer import Diarizer
 from voiceflow.timebase import STEP_S
 from voiceflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from voiceflow.training.data import LOG_FLOOR, Batch, BatchSampler, Example
+from voiceflow.training.data import LOG_FLOOR, Batch, BatchSampler, Example, HalfArray
 from voiceflow.training.losses import compute_losses
 
 
@@ -49,6 +49,7 @@ class Trainer:
         dev: Examples to decide on early stopping.
         folder: Where checkpoints go; a run found there is resumed exactly.
         initial: Weights to start from, or None for random ones.
+        noises: Features of sounds that are no speech, mixed into excerpts.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Trainer:
         dev: list[Example],
         folder: Path,
         initial: dict[str, Tensor] | None = None,
+        noises: Sequence[HalfArray] = (),
     ) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -68,7 +70,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.dev = dev
-        self.sampler = BatchSampler(train, seed=config.seed)
+        self.sampler = BatchSampler(train, seed=config.seed, noises=noises)
         self.net = Diarizer(model)
         if initial is not None:
             self.net.load_state_dict(initial)

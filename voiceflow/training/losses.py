@@ -113,7 +113,7 @@ def slot_loss(
     course, right_BKS = roll_out(net, frames, active_BKS, teacher_forcing, generator)
     speech = torch.sigmoid(frames.speech_BK).detach() * frames.valid_BK
     overlap = torch.sigmoid(frames.overlap_BK).detach() * speech
-    logits, _ = net.slot_logits(frames.embeddings_BKE, speech, overlap, course)
+    logits, _ = net.slot_logits(frames.embeddings_BKE, speech, overlap, frames.surroundings_BKD, course)
     mass_BK = right_BKS.sum(dim=2)
     share = right_BKS / mass_BK.clamp(min=1.0).unsqueeze(2)
     loss_BK = -(share * logits.log_softmax(dim=2)).sum(dim=2)
@@ -141,7 +141,7 @@ def roll_out(
     for step in range(num_steps):
         active_BS = active_BKS[:, step].float()
         embedding, speech, overlap = embeddings[:, step], speech_BK[:, step], overlap_BK[:, step]
-        logits, is_open = net.slot_logits(embedding, speech, overlap, slots)
+        logits, is_open = net.slot_logits(embedding, speech, overlap, frames.surroundings_BKD[:, step], slots)
         right_BS = _right_slots(belongs, active_BS, is_open)
         course.append(slots)
         right.append(right_BS)
