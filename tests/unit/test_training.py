@@ -43,6 +43,11 @@ def test_a_run_that_was_killed_goes_on_exactly(params, tiny, schedule, dataset, 
     first, second = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "whole" / "curve.png").stat().st_size > 1000
+    steps = [
+        [row.split(",")[0] for row in (tmp_path / name / "curve.csv").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert steps[0] == steps[1] == ["step", "1", "2", "3", "4", "5", "6"]
 
 
 def test_the_network_streams_as_it_runs_offline(tiny):

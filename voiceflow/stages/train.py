@@ -83,12 +83,10 @@ def train(
     if initial is not None and trainer.step == 0:
         # The start counts as a result: training on must not end with less.
         trainer.keep_if_best()
-    with (output / "curve.csv").open("a" if trainer.step else "w", newline="", encoding="utf-8") as file:
+    told = curve_until(output / "curve.csv", trainer.step)
+    with (output / "curve.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        if trainer.step == 0:
-            writer.writerow(
-                ["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"]
-            )
+        writer.writerows(told)
         stopped = "the schedule was done before"
         for metrics in trainer.run():
             losses = [round(metrics.losses[name], 5) for name in ("total", "speech", "overlap", "voices", "slots")]
@@ -120,7 +118,17 @@ def train(
     return summary
 
 
+CURVE = ["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"]
 NOISE_S = 30.0
+
+
+def curve_until(path: Path, step: int) -> list[list[str]]:
+    """Rows of a learning curve up to a step: what a killed run did after its last checkpoint is done again."""
+    if step == 0 or not path.is_file():
+        return [CURVE]
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == len(CURVE)]
+    return [CURVE, *(row for row in rows[1:] if int(row[0]) <= step)]
 
 
 def make_noises(count: int, *, seed: int) -> list[HalfArray]:

@@ -134,7 +134,9 @@ class Trainer:
         is_best = dev_der < self.best_der
         if is_best:
             self.best_der, self.best_step = dev_der, self.step
-            torch.save(self.average, self.folder / "best.pt")
+            partial = self.folder / "best.pt.partial"
+            torch.save(self.average, partial)
+            partial.replace(self.folder / "best.pt")
         return dev_der, is_best
 
     def best_weights(self) -> dict[str, Tensor]:
