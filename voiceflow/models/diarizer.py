@@ -232,7 +232,7 @@ class Diarizer(nn.Module):
         facts = torch.stack(
             [
                 cosine,
-                torch.log1p(weights) * 0.3,
+                steady_log(1.0 + weights) * 0.3,
                 confirmed,
                 slots.recent_BS,
                 slots.slow_BS,
@@ -241,7 +241,7 @@ class Diarizer(nn.Module):
                 speech.unsqueeze(-1).expand_as(cosine),
                 overlap.unsqueeze(-1).expand_as(cosine),
                 confirmed.sum(dim=-1, keepdim=True).expand_as(cosine) / self.config.num_slots,
-                torch.log1p(weights.sum(dim=-1, keepdim=True)).expand_as(cosine) * 0.2,
+                steady_log(1.0 + weights.sum(dim=-1, keepdim=True)).expand_as(cosine) * 0.2,
                 constancy,
                 twin,
             ],
@@ -294,6 +294,14 @@ def combine(who: Tensor, speech: Tensor, overlap: Tensor) -> Tensor:
     return (speech - overlap).unsqueeze(-1) * who + overlap.unsqueeze(-1) * among_two
 
 
+def steady_log(values: Tensor) -> Tensor:
+    """Logarithm with the same bits for a value whatever stands beside it in a batch.
+
+    ONNX Runtime's Log rounds differently outside whole vectors of 16: each value gets a vector of its own.
+    """
+    return torch.log(values.unsqueeze(-1).expand(*values.shape, 16))[..., 0]
+
+
 def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tuple[Tensor, Tensor]:
     """How loud at most `LEVEL_STEPS` heard steps were: a mean of amplitudes, so that pauses hardly count.
 
@@ -312,9 +320,7 @@ def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tupl
         count_B = (count_B + heard_BK[:, step]).clamp(max=LEVEL_STEPS)
         level_B = level_B + heard_BK[:, step] * (amplitude_BK[:, step] - level_B) / count_B.clamp(min=1.0)
         levels.append(level_B)
-    # ONNX Runtime's Log rounds differently outside whole vectors of 16: one vector a value keeps streams apart.
-    level_BKV = torch.stack(levels, dim=1).unsqueeze(2).expand(-1, -1, 16) + 1e-4
-    return 2.0 * torch.log(level_BKV)[:, :, 0], torch.stack([level_B, count_B], dim=1)
+    return 2.0 * steady_log(torch.stack(levels, dim=1) + 1e-4), torch.stack([level_B, count_B], dim=1)
 
 
 def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
