@@ -217,33 +217,42 @@ class Session:
 
     def _repair(self, *, silent_s: float) -> None:
         """Merge speakers that turned out to be one, and give passing voices to the speaker they are most like."""
-        decision, metadata = self.metadata.decision, self.metadata
-        while True:
-            established = self._tracker.established()
-            if not established:
-                return
-            profiles_SE = slots.profiles(metadata, self._state_N)
-            alike_SS = profiles_SE @ profiles_SE.T
-            visitors = self._tracker.visitors(silent_s=silent_s)
-            if visitors:
-                slot = visitors[-1]
-                if slots.heard_steps(metadata, self._state_N)[slot] >= 1.0:
-                    into = max(established, key=lambda other: float(alike_SS[slot, other]))
-                else:  # too little of it is left to compare
-                    into = self._tracker.nearest(slot, established)
-                self._state_N = slots.forget(metadata, self._state_N, slot)
-            else:
-                pairs = [
-                    (float(alike_SS[slot, into]), slot, into)
-                    for slot in established
-                    for into in established
-                    if into < slot and not self._tracker.is_enrolled(slot) and not self._tracker.is_open(slot)
-                ]
-                cosine, slot, into = max(pairs, default=(0.0, 0, 0))
-                if cosine <= decision.merge_cosine or decision.merge_cosine >= 1.0:
-                    return
-                self._state_N = slots.merge(metadata, self._state_N, slot, into)
+        while (found := self._passing(silent_s) or self._alike()) is not None:
+            slot, into, is_same_voice = found
+            self._state_N = (
+                slots.merge(self.metadata, self._state_N, slot, into)
+                if is_same_voice
+                else slots.forget(self.metadata, self._state_N, slot)
+            )
             self._events.append(self._tracker.merge(slot, into))
+
+    def _passing(self, silent_s: float) -> tuple[int, int, bool] | None:
+        """A voice heard only briefly and silent for `silent_s`, and the slot it goes to; its sound is not kept."""
+        visitors = self._tracker.visitors(silent_s=silent_s)
+        established = self._tracker.established() if visitors else []
+        if not established:
+            return None
+        slot = visitors[-1]
+        if slots.heard_steps(self.metadata, self._state_N)[slot] < 1.0:  # too little of it is left to compare
+            return slot, self._tracker.nearest(slot, established), False
+        profiles_SE = slots.profiles(self.metadata, self._state_N)
+        return slot, max(established, key=lambda other: float(profiles_SE[slot] @ profiles_SE[other])), False
+
+    def _alike(self) -> tuple[int, int, bool] | None:
+        """The two slots whose voices are most alike, the younger first, if that is enough to be one voice."""
+        limit = self.metadata.decision.merge_cosine
+        if limit >= 1.0:
+            return None
+        profiles_SE = slots.profiles(self.metadata, self._state_N)
+        established = self._tracker.established()
+        pairs = [
+            (float(profiles_SE[slot] @ profiles_SE[into]), slot, into)
+            for slot in established
+            for into in established
+            if into < slot and not self._tracker.is_enrolled(slot) and not self._tracker.is_open(slot)
+        ]
+        cosine, slot, into = max(pairs, default=(0.0, 0, 0))
+        return (slot, into, True) if cosine > limit else None
 
     # results out
 
