@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from voiceflow.config import EvaluateConfig
 from voiceflow.export import make_metadata
 from voiceflow.gates import der_gate
-from voiceflow.metrics import Score, as_row, by_slice, summarise
+from voiceflow.metrics import Score, as_row, by_slice, der_interval, summarise
 from voiceflow.stages.dataset import read_recordings
 from voiceflow.stages.plots import new_figure, save_figure
 from voiceflow.stages.scoring import SplitScores, TorchStep, held_out, slices_of
@@ -57,11 +57,15 @@ def evaluate(
         metrics[split] = {
             f"collar_{collar_s:g}": summarise(scored.score(collar_s).values()) for collar_s in config.collars_per_side_s
         } | {
-            "overall": summarise(scored.scores.values()),
+            "overall": summarise(scored.scores.values()) | _interval(scored.scores.values()),
             "revised": summarise(scored.score(0.0, revised=True).values()),
         }
         if split == "test":
-            slices = by_slice(scored.scores, slices_of(recordings))
+            members = slices_of(recordings)
+            slices = {
+                name: row | _interval(scored.scores[one] for one in members[name])
+                for name, row in by_slice(scored.scores, members).items()
+            }
             metrics["slices"] = slices
             metrics["gate"] = der_gate(metrics["test"]["overall"], slices, config).as_dict()
             _plot_slices(slices, output / "plots" / "slices.png")
@@ -75,6 +79,11 @@ def evaluate(
     for name, figures in (("metrics", metrics), ("headline", headline)):
         (output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def _interval(scores: Iterable[Score]) -> dict[str, float]:
+    low, high = der_interval(scores)
+    return {"der_low": low, "der_high": high}
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
