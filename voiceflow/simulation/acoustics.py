@@ -97,7 +97,7 @@ def _rumble(rng: Generator, num_samples: int) -> FloatArray:
     rumble_N = scipy.signal.sosfilt(band, rng.standard_normal(num_samples))
     knots = np.exp(rng.normal(0.0, 1.0, num_samples // (SAMPLE_RATE_HZ // 2) + 2))
     rumble_N *= np.interp(np.arange(num_samples) * 2 / SAMPLE_RATE_HZ, np.arange(len(knots)), knots)
-    rumble_N *= 10.0 ** (rng.uniform(-55.0, -15.0) / 20.0) / (np.sqrt(np.mean(rumble_N**2)) + 1e-9)
+    rumble_N *= 10.0 ** (rng.uniform(-55.0, -24.0) / 20.0) / (np.sqrt(np.mean(rumble_N**2)) + 1e-9)
     rumble: FloatArray = rumble_N.astype(np.float32)
     return rumble
 

@@ -17,6 +17,9 @@ Int16Array = npt.NDArray[np.int16]
 
 BRIDGED_PAUSE_S = 0.2
 """Pauses of one speaker up to this long stay inside the turn, as transcribers do it."""
+MAX_USUAL_EVENTS = 0.15
+"""Median loudness of other sounds, for speech at a root mean square of 1."""
+LAST_WORDS = seconds_to_samples(3.0)
 MIN_TURN_S = 0.02
 """What the end of the recording leaves of a turn, if it is shorter than this, is nobody's turn."""
 
@@ -148,7 +151,9 @@ def simulate(
     away = False
     while time < num_samples:
         if time >= lull_at:
-            time, lull_at = time + int(rng.uniform(4.0, 40.0) * SAMPLE_RATE_HZ), num_samples + 1
+            # Whatever comes, somebody speaks: a conversation without turns is a fault in the data.
+            after_lull = time + int(rng.uniform(4.0, 40.0) * SAMPLE_RATE_HZ)
+            time, lull_at = min(after_lull, max(time, num_samples - LAST_WORDS)), num_samples + 1
         # 1) the turn itself
         length_s = float(np.clip(rng.lognormal(np.log(taking.turn_median_s), taking.turn_sigma), 0.3, 20.0))
         end = _speak(rng, sources[speaker], voices[speaker], turns, speaker, time, length_s)
@@ -227,7 +232,11 @@ def _events(
     if rng.random() >= variety.events_share:
         return None
     per_s = variety.max_events_per_s * float(rng.uniform(0.05, 1.0)) ** 2
-    return background_events(rng, num_samples, sounds, per_s=per_s)
+    events_N = background_events(rng, num_samples, sounds, per_s=per_s)
+    # Single sounds may be louder than speech; most of the time it is quieter, or labels would say nothing.
+    hop = SAMPLE_RATE_HZ // 100
+    usual = float(np.sqrt(np.median(np.mean(events_N[: num_samples // hop * hop].reshape(-1, hop) ** 2, axis=1))))
+    return events_N * np.float32(min(1.0, MAX_USUAL_EVENTS / max(usual, 1e-9)))
 
 
 def _next_speaker(

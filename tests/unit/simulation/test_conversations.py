@@ -100,3 +100,11 @@ def test_gated_pauses_are_digital_silence():
     assert not mixed[:14_000].any()
     assert not mixed[60_000:].any()
     assert mixed[20_000:30_000].any()
+
+
+def test_somebody_speaks_however_late_it_gets(params, segments):
+    config = small(params).prepare
+    late = config.variety.model_copy(update={"late_share": 1.0, "lull_share": 1.0})
+    for seed in range(20):
+        one = ConversationPlan("talk", "train", "close", ("ann", "bob"), (1, 2, seed))
+        assert simulate(one, segments, config.model_copy(update={"variety": late})).turns
