@@ -20,7 +20,7 @@ from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, SAMPLE_RATE_HZ, STE
 FloatArray = npt.NDArray[np.float32]
 
 MODEL_NAME = "voiceflow-diarizer"
-MIN_QUANTISED_VALUES = 16_384
+MIN_QUANTISED_VALUES = 40_000
 """Matrices smaller than this stay fp32: nothing is gained, and the slots' comparison is kept exact."""
 
 
