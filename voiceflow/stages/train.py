@@ -212,7 +212,7 @@ def tune_speakers(net: Diarizer, dataset: Path, dev: Sequence[Recording], start:
     samples = [read_samples(dataset, recording) for recording in dev]
     references = [read_turns(dataset, recording) for recording in dev]
     best, best_cost = start, np.inf
-    for min_speaker_s, merge_cosine in itertools.product((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 0.8, 0.7, 0.6)):
+    for min_speaker_s, merge_cosine in itertools.product((0.0, 0.7, 1.2, 1.6, 2.4), (1.0, 0.85)):
         candidate = start.model_copy(update={"min_speaker_s": min_speaker_s, "merge_cosine": merge_cosine})
         metadata = make_metadata(net, version="0", decision=candidate, data_revision="", git_commit="", run_id="")
         sessions = stream_recordings(samples, TorchStep(net, metadata), StreamSettings("pcm_f32le", latency_s=1.04))
