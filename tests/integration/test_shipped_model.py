@@ -20,10 +20,10 @@ def voices(params, shared) -> HeldOutVoices:
 
 @pytest.fixture(scope="module")
 def conversations(voices):
-    names = voices.long_ones(20.0)[:12]
+    names = voices.long_ones(20.0)[:24]
     return [
         voices.conversation(names[3 * number : 3 * number + 2 + number % 2], 60.0, seed=number, condition=condition)
-        for number, condition in enumerate(("close", "room", "telephone", "close"))
+        for number, condition in enumerate(("close", "room", "telephone", "far") * 2)
     ]
 
 
