@@ -20,9 +20,12 @@ def voices(params, shared) -> HeldOutVoices:
 
 @pytest.fixture(scope="module")
 def conversations(voices):
-    names = voices.long_ones(20.0)[:24]
+    names = np.array(voices.long_ones(20.0))
+    rng = np.random.default_rng(0)
     return [
-        voices.conversation(names[3 * number : 3 * number + 2 + number % 2], 60.0, seed=number, condition=condition)
+        voices.conversation(
+            [str(name) for name in rng.permutation(names)[: 2 + number % 2]], 60.0, seed=number, condition=condition
+        )
         for number, condition in enumerate(("close", "room", "telephone", "far") * 2)
     ]
 
