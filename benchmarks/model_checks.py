@@ -5,7 +5,6 @@ Everything is made by the test split's voices and the simulator of the project; 
 
 import csv
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from voiceflow.metrics import score
 from voiceflow.simulation.conversations import Conversation, ConversationPlan, simulate
 from voiceflow.simulation.corpus import Utterance, read_corpus
 from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
-from voiceflow.simulation.voices import SENTENCES
+from voiceflow.simulation.voices import SENTENCES, find_espeak, speak
 from voiceflow.stages.prepare import MAX_SPEECH_S, split_speakers
 from voiceflow.streaming.batch import Scorer, diarize, stream_recordings
 from voiceflow.streaming.session import StreamSettings
@@ -28,6 +27,7 @@ from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
+WHISPERS = ("en+whisper", "en+whisperf")
 
 
 @dataclass
@@ -284,9 +284,7 @@ def lone_voices(scorer: Scorer, voices: HeldOutVoices, *, count: int, minutes: f
         "children": alone(scorer, children),
         "started in mid-word": alone(scorer, [_from_mid_word(samples_N) for samples_N in monologues]),
     }
-    whispers = [whisper(variant) for variant in ("en+whisper", "en+whisperf")]
-    if all(samples_N is not None for samples_N in whispers):
-        rows["espeak-ng whisper"] = alone(scorer, [samples_N for samples_N in whispers if samples_N is not None])
+    rows["espeak-ng whisper"] = alone(scorer, [whisper(voice) for voice in WHISPERS])
     return rows
 
 
@@ -298,16 +296,8 @@ def _from_mid_word(samples_N: FloatArray) -> FloatArray:
     return samples_N[start : start + 60 * SAMPLE_RATE_HZ]
 
 
-def whisper(voice: str) -> FloatArray | None:
-    """Sentences whispered by espeak-ng, or None where it is not installed."""
-    try:
-        spoken = [
-            subprocess.run(["espeak-ng", "-v", voice, "--stdout", sentence], capture_output=True, check=True).stdout
-            for sentence in SENTENCES
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    # espeak-ng writes headers for endless streams: 44 bytes, then 16-bit samples at 22050 Hz.
-    pieces = [np.frombuffer(data[44:], "<i2").astype(np.float32) / 32768.0 for data in spoken]
-    joined = np.concatenate([part for piece in pieces for part in (piece, np.zeros(6000, np.float32))])
-    return scipy.signal.resample_poly(joined, 320, 441).astype(np.float32)
+def whisper(voice: str) -> FloatArray:
+    """Sentences whispered by espeak-ng, with pauses."""
+    program = find_espeak()
+    spoken = [speak(program, voice, sentence) for sentence in SENTENCES]
+    return np.concatenate([part for piece in spoken for part in (piece, np.zeros(4400, np.float32))])

@@ -67,6 +67,7 @@ class VarietyConfig(Section):
     events_share: float = Field(ge=0, le=1)
     """Share of conversations with sounds that are no speech."""
     max_events_per_s: float = Field(ge=0)
+    """Most of them a second, on average over a conversation."""
     busy_share: float = Field(ge=0, le=1)
     """Share of conversations in which people often talk at once."""
     lull_share: float = Field(ge=0, le=1)

@@ -10,6 +10,7 @@ import numpy as np
 from voiceflow.turns import Turn
 
 MIN_ALONE_S = 0.3
+"""Speech alone that tells a turn's label."""
 
 
 @dataclass(frozen=True)

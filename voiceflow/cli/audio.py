@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from voiceflow.cli.console import emit_json, err, error, out, percent
+from voiceflow.cli.console import emit_json, error, out, percent
 from voiceflow.errors import ConfigError, DataError, VoiceflowError
 
 
@@ -40,8 +39,8 @@ def diarize(
 
     try:
         lookahead_steps(latency)
-    except ValueError as problem:
-        raise ConfigError(f"--latency: {problem}") from problem
+    except ValueError as err:
+        raise ConfigError(f"--latency: {err}") from err
     scorer = StepModel(resolve_model(model))
     if max_speakers is not None and not 1 <= max_speakers <= scorer.metadata.num_slots:
         raise ConfigError(f"--max-speakers: expected 1 to {scorer.metadata.num_slots}, got {max_speakers}")
@@ -87,25 +86,16 @@ def diarize(
 
 def _enrolled(folder: Path, scorer: Any, max_speakers: int | None) -> list[Any]:
     """Voices of a folder; a voice that cannot be used is told, and the others are."""
-    from voiceflow.audio import load_audio
-    from voiceflow.simulation.corpus import AUDIO_SUFFIXES
+    from voiceflow.cli.voices import read_voices, tell_refused
     from voiceflow.streaming.batch import enrol
 
-    if not folder.is_dir():
-        raise DataError(f"--speakers {folder}: expected a folder with <name>.wav or <name>/*.wav")
-    recordings: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            parts = path.relative_to(folder).parts
-            recordings.setdefault(parts[0] if len(parts) > 1 else path.stem, []).append(load_audio(path))
-    if not recordings:
-        raise DataError(f"--speakers {folder}: holds no audio; expected <name>.wav or <name>/*.wav")
+    recordings = read_voices(folder)
     most = max_speakers or scorer.metadata.num_slots
     if len(recordings) > most:
         raise DataError(f"--speakers {folder}: expected at most {most} voices, got {len(recordings)}")
-    voices, refused = enrol({label: np.concatenate(pieces) for label, pieces in recordings.items()}, scorer)
+    voices, refused = enrol(recordings, scorer)
     for reason in refused.values():
-        err.print(f"[yellow]not enrolled:[/yellow] {reason}")
+        tell_refused(reason)
     return voices
 
 

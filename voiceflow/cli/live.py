@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import os
 import subprocess
@@ -14,8 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from voiceflow.cli.console import emit_json, err, error, out, percent
-from voiceflow.errors import DataError, PlatformError
+from voiceflow.cli.console import emit_json, error, out, percent
+from voiceflow.errors import PlatformError
 
 DEFAULT_URL = "ws://127.0.0.1:8080/v1/stream"
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
@@ -60,7 +61,8 @@ def stream(
     latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
     max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
     speakers: Annotated[
-        Path | None, typer.Option(help="Folder of known voices: <name>.wav, 5 to 60 s of one person each.")
+        Path | None,
+        typer.Option(help="Folder of known voices: <name>.wav or <name>/*.wav, 5 to 60 s of each."),
     ] = None,
     speed: Annotated[float, typer.Option(help="1 is real time; 0 is as fast as the server takes it.", min=0.0)] = 1.0,
     reference: Annotated[Path | None, typer.Option(help="RTTM of the file: prints the DER at the end.")] = None,
@@ -69,6 +71,7 @@ def stream(
     """Send audio to a server at the pace of speech and show turns as they come."""
     from serving.clients.stream import StreamClient
     from voiceflow.audio import decode_pcm, load_audio
+    from voiceflow.cli.voices import tell_refused
     from voiceflow.turns import Turn, read_rttm
 
     if source == "-":
@@ -104,7 +107,7 @@ def stream(
 
     asyncio.run(follow())
     for row in client.started["speakers_rejected"]:
-        err.print(f"[yellow]not enrolled:[/yellow] {row['reason']}")
+        tell_refused(row["reason"])
     figures: dict[str, Any] = {
         "turns": len(turns),
         "speakers": client.closed.get("speakers"),
@@ -136,12 +139,17 @@ def stream(
 
 
 def _enrolment(folder: Path | None) -> list[dict[str, str]]:
-    if folder is None:
-        return []
-    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
-    if not files:
-        raise DataError(f"--speakers {folder}: expected a folder with <name>.wav files")
-    return [{"label": path.stem, "audio_b64": base64.b64encode(path.read_bytes()).decode()} for path in files]
+    """A folder of voices as `diarization.speakers` of the protocol."""
+    import soundfile
+
+    from voiceflow.cli.voices import read_voices
+
+    rows = []
+    for label, samples_N in (read_voices(folder) if folder else {}).items():
+        file = io.BytesIO()
+        soundfile.write(file, samples_N, 16_000, format="FLAC")
+        rows.append({"label": label, "audio_b64": base64.b64encode(file.getvalue()).decode()})
+    return rows
 
 
 @bench_app.command("model")

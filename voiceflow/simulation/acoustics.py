@@ -1,6 +1,7 @@
 """What happens between mouth and file: levels, rooms, noise, headsets, the telephone band."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +17,21 @@ CONDITIONS = ("close", "room", "far", "telephone")
 HEADSET = "headset"
 """A microphone at each mouth, all mixed: in training only, see `VarietyConfig`."""
 
-_RT60_S = {
-    "close": (0.05, 0.2),
-    "room": (0.2, 0.6),
-    "far": (0.4, 1.0),
-    "telephone": (0.05, 0.3),
-    HEADSET: (0.2, 0.6),
-}
-_DIRECT_TO_REVERBERANT_DB = {
-    "close": (12.0, 25.0),
-    "room": (3.0, 12.0),
-    "far": (-6.0, 4.0),
-    "telephone": (10.0, 25.0),
-    HEADSET: (12.0, 25.0),
-}
-_SNR_DB = {
-    "close": (20.0, 45.0),
-    "room": (12.0, 35.0),
-    "far": (8.0, 25.0),
-    "telephone": (12.0, 35.0),
-    HEADSET: (25.0, 65.0),
+
+class _Acoustics(NamedTuple):
+    """Ranges that are drawn from."""
+
+    rt60_s: tuple[float, float]
+    direct_to_reverberant_db: tuple[float, float]
+    snr_db: tuple[float, float]
+
+
+_ACOUSTICS = {
+    "close": _Acoustics((0.05, 0.2), (12.0, 25.0), (20.0, 45.0)),
+    "room": _Acoustics((0.2, 0.6), (3.0, 12.0), (12.0, 35.0)),
+    "far": _Acoustics((0.4, 1.0), (-6.0, 4.0), (8.0, 25.0)),
+    "telephone": _Acoustics((0.05, 0.3), (10.0, 25.0), (12.0, 35.0)),
+    HEADSET: _Acoustics((0.2, 0.6), (12.0, 25.0), (25.0, 65.0)),
 }
 
 
@@ -44,13 +40,13 @@ def room_response(rng: Generator, condition: str) -> FloatArray:
 
     Args:
         rng: Draws reverberation time, direct-to-reverberant ratio and the tail.
-        condition: One of `CONDITIONS`.
+        condition: One of `CONDITIONS`, or `HEADSET`.
 
     Source:
         Moorer, About this reverberation business, 1979: exponentially decaying Gaussian noise.
     """
-    rt60_s = rng.uniform(*_RT60_S[condition])
-    ratio_db = rng.uniform(*_DIRECT_TO_REVERBERANT_DB[condition])
+    rt60_s = rng.uniform(*_ACOUSTICS[condition].rt60_s)
+    ratio_db = rng.uniform(*_ACOUSTICS[condition].direct_to_reverberant_db)
     time_s = np.arange(int(min(rt60_s, 0.8) * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     tail_N = rng.standard_normal(len(time_s)) * np.exp(-6.9 * time_s / rt60_s)
     tail_N[: int(0.002 * SAMPLE_RATE_HZ)] = 0.0
@@ -181,7 +177,7 @@ def mix(
             beside_N += gain * apply_response(surroundings[speaker], response_N)
     speaking_N = np.abs(speech_N) > 1e-4
     power = float(np.mean(speech_N[speaking_N] ** 2)) if speaking_N.any() else 1e-6
-    snr_db = rng.uniform(*_SNR_DB[condition])
+    snr_db = rng.uniform(*_ACOUSTICS[condition].snr_db)
     mixed_N = speech_N + noise(rng, num_samples) * np.float32(np.sqrt(power * 10.0 ** (-snr_db / 10.0)))
     mixed_N += beside_N
     if condition == HEADSET:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voiceflow.audio import load_audio, write_flac
+from voiceflow.audio import FloatArray, load_audio, write_flac
 from voiceflow.errors import PlatformError
 
 LANGUAGES = ("en-us", "en-gb", "en-gb-scotland", "de", "fr-fr", "es", "it", "pt-br", "nl", "sv", "pl", "cs")
@@ -53,9 +53,7 @@ def synthesise_corpus(folder: Path, *, num_speakers: int, sentences_each: int, s
     Raises:
         PlatformError: If espeak-ng is not installed.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise PlatformError("espeak-ng is not installed; run `apt-get install espeak-ng`, or configure a corpus")
+    program = find_espeak()
     rng = np.random.default_rng(seed)
     voices = []
     for index in range(num_speakers):
@@ -83,20 +81,38 @@ def _speaker(program: str, folder: Path, index: int, voice: dict[str, object]) -
     sentences = voice["sentences"]
     assert isinstance(sentences, list)
     for sentence in sentences:
-        command = [program, "-v", str(voice["voice"]), "-p", str(voice["pitch"])]
-        command += ["-s", str(voice["speed"]), "--stdout", SENTENCES[sentence]]
-        result = subprocess.run(command, capture_output=True, check=False)
-        if result.returncode != 0 or not result.stdout:
-            raise PlatformError(
-                f"espeak-ng failed for voice {voice['voice']}: {result.stderr.decode(errors='replace')}"
-            )
-        # espeak-ng writes a WAV header for an endless stream; give it its true length.
-        samples_N = load_audio(_with_length(result.stdout), name="espeak-ng")
+        options = ["-p", str(voice["pitch"]), "-s", str(voice["speed"])]
+        samples_N = speak(program, str(voice["voice"]), SENTENCES[sentence], *options)
         rows.append([f"audio/{speaker}.flac", speaker, cursor / 16000, (cursor + len(samples_N)) / 16000, "espeak-ng"])
         pieces += [samples_N, np.zeros(4000, np.float32)]
         cursor += len(samples_N) + 4000
     write_flac(path, np.concatenate(pieces) * np.float32(0.8))
     return rows
+
+
+def find_espeak() -> str:
+    """Path of espeak-ng.
+
+    Raises:
+        PlatformError: It is not installed.
+    """
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise PlatformError("espeak-ng is not installed; run `apt-get install espeak-ng`, or configure a corpus")
+    return program
+
+
+def speak(program: str, voice: str, text: str, *options: str) -> FloatArray:
+    """A text as espeak-ng says it, mono float32 at 16 kHz, shape (N,).
+
+    Raises:
+        PlatformError: espeak-ng does not know the voice, or fails.
+    """
+    result = subprocess.run([program, "-v", voice, *options, "--stdout", text], capture_output=True, check=False)
+    if result.returncode != 0 or not result.stdout:
+        raise PlatformError(f"espeak-ng failed for voice {voice}: {result.stderr.decode(errors='replace')}")
+    # espeak-ng writes a WAV header for an endless stream; give it its true length.
+    return load_audio(_with_length(result.stdout), name="espeak-ng")
 
 
 def _with_length(wav: bytes) -> bytes:

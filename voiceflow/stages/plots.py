@@ -1,5 +1,6 @@
 """Pictures without a display: matplotlib's Agg canvas, one look."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,8 @@ def check_plot(path: Path, num_files: int) -> None:
     Raises:
         ConfigError: No matplotlib, an unknown suffix, or one file for several recordings.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as err:
-        raise ConfigError("--plot needs matplotlib; run `pip install 'voiceflow[plot]'`") from err
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib; run `pip install 'voiceflow[plot]'`")
     if path.suffix and path.suffix not in PICTURES:
         raise ConfigError(f"--plot {path}: expected a folder or a name that ends in {', '.join(PICTURES)}")
     if path.suffix and num_files > 1:

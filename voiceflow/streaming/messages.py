@@ -13,6 +13,7 @@ from voiceflow.streaming.speakers import Event, Segment
 from voiceflow.timebase import SAMPLE_RATE_HZ
 
 MAX_ENROLMENT_S = 60.0
+"""A recording of a known speaker may be this long: the stream waits while it is heard."""
 
 
 class Message(BaseModel):

@@ -32,6 +32,7 @@ SILENCE_F = np.full(STEP_FEATURES, np.log(np.float32(ENERGY_FLOOR)), np.float32)
 REPAIR_STEPS = 12
 """Every so many steps (0.96 s) it is asked whether a speaker turned out to be another one."""
 MIN_ENROLMENT_S = 2.0
+"""Clear speech of one person that a voice can be known by."""
 
 
 @dataclass(frozen=True)
