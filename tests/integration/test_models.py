@@ -17,7 +17,7 @@ from voiceflow.stages.train import pretrained_weights
 @pytest.fixture(scope="module")
 def net(params):
     network = Diarizer(params.model)
-    network.load_state_dict(pretrained_weights())
+    network.load_state_dict(pretrained_weights(params.model, seed=0))
     return network.eval()
 
 

@@ -33,6 +33,9 @@ TRIAL_DECAY = 0.9
 RECENT_DECAY, SLOW_DECAY = 0.8, 0.98
 """Decays of a slot's short and long memory of having spoken."""
 
+ATTENTION_BLOCK = 32
+"""Steps whose surroundings are read together where many are scored at once."""
+
 
 class Slots(NamedTuple):
     """The decoder's memory: profiles are sums of embeddings, weights their mass in steps.
@@ -169,31 +172,40 @@ class Diarizer(nn.Module):
     def _attend(self, entries: Tensor, lookahead_B: Tensor) -> tuple[Tensor, Tensor]:
         """Read each answered step and its surroundings from the ring and the new entries.
 
+        Steps are read in blocks, whose surroundings overlap: a whole window for each step would be most of
+        the memory and time of training.
+
         Returns:
             Shape (B, K, 2 V): the step's own values and the attended ones. And validity (B, K).
         """
-        config, ring = self.config, self.ring_steps
-        if entries.shape[1] == ring + 1:
-            windows = entries[:, None, 1:].transpose(2, 3)
-        else:
-            windows = entries.unfold(1, ring, 1)[:, 1:]  # (B, K, C, R)
-        # position of each ring entry relative to the answered one
+        config, ring, device = self.config, self.ring_steps, entries.device
+        num_steps = entries.shape[1] - ring
         answered_B1 = ring - 1 - lookahead_B.unsqueeze(1)
-        relative_BR = torch.arange(ring, device=entries.device).unsqueeze(0) - answered_B1
-        steps_1K = torch.arange(windows.shape[1], device=entries.device).unsqueeze(0)
+        steps_1K = torch.arange(num_steps, device=device).unsqueeze(0)
         own_BK1 = (steps_1K + 1 + answered_B1).unsqueeze(2)
         own_BKC = entries.gather(1, own_BK1.expand(-1, -1, entries.shape[2]))
-        valid_BK = own_BKC[:, :, -1]
-        keys = windows[:, :, : config.key_dims].unflatten(2, (config.num_heads, -1))
-        values = windows[:, :, config.key_dims : -1].unflatten(2, (config.num_heads, -1))
         own_values = own_BKC[:, :, config.key_dims : -1]
-        query = self.query(own_values).float().unflatten(2, (config.num_heads, -1))
-        scores = (query.unsqueeze(-1) * keys).sum(dim=3)  # (B, K, heads, R)
-        bias = self.position[:, (relative_BR + config.past_steps).clamp(0, ring - 1)]  # (heads, B, R)
-        usable = (relative_BR >= -config.past_steps)[:, None, :] & (windows[:, :, -1] > 0.5)
-        scores = scores + bias.transpose(0, 1).unsqueeze(1) + (~usable).to(scores.dtype).unsqueeze(2) * -1e4
-        attended = (values * scores.softmax(dim=3).unsqueeze(3)).sum(dim=4).flatten(2)
-        return torch.cat([own_values, attended], dim=2), valid_BK
+        query = self.query(own_values).float()
+        # Rows of a block (T) and the entries that any of them may see (M); n blocks
+        block = min(ATTENTION_BLOCK, num_steps)
+        spare = -num_steps % block
+        if spare:
+            query = functional.pad(query, (0, 0, 0, spare))
+            entries = functional.pad(entries, (0, 0, 0, spare))
+        seen = entries[:, None, 1:] if num_steps == 1 else entries[:, 1:].unfold(1, block + ring - 1, block).mT
+        columns = torch.arange(block + ring - 1, device=device) - torch.arange(block, device=device).unsqueeze(1)
+        relative_BTM = columns.unsqueeze(0) - answered_B1.unsqueeze(2)
+        inside_BTM = (columns >= 0) & (columns < ring) & (relative_BTM >= -config.past_steps)
+        bias_hBTM = self.position[:, (relative_BTM + config.past_steps).clamp(0, ring - 1)]
+        usable = inside_BTM[:, None, None] & (seen[:, :, None, None, :, -1] > 0.5)  # (B, n, 1, T, M)
+        with torch.autocast(device.type, enabled=False):
+            heads = (config.num_heads, -1)
+            keys = seen[..., : config.key_dims].unflatten(3, heads).transpose(2, 3)  # (B, n, heads, M, D)
+            values = seen[..., config.key_dims : -1].unflatten(3, heads).transpose(2, 3)
+            query = query.unflatten(1, (-1, block)).unflatten(3, heads).transpose(2, 3)  # (B, n, heads, T, D)
+            scores = query @ keys.mT + bias_hBTM.transpose(0, 1).unsqueeze(1) + (~usable).to(query.dtype) * -1e4
+            attended = (scores.softmax(dim=4) @ values).transpose(2, 3).flatten(3).flatten(1, 2)[:, :num_steps]
+        return torch.cat([own_values, attended], dim=2), own_BKC[:, :, -1]
 
     def decode(self, frames: Frames, step: int, slots: Slots) -> tuple[Tensor, Slots]:
         """Give one answered step to slots; returns activities (B, S) and the slots after it."""

@@ -1,6 +1,6 @@
 """Sounds that are nobody's speech: breath, handling, clicks, rustle, tones and music, and what real recordings hold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ def background_events(rng: Generator, num_samples: int, recorded: Sequence[Int16
             piece_N = _faded(piece_N[: int(rng.uniform(0.2, 3.0) * SAMPLE_RATE_HZ)])
         else:
             piece_N = _MAKERS[kind](rng)
-            piece_N = piece_N / np.float32(np.sqrt(np.mean(piece_N**2)) + 1e-9)
+            piece_N = _scaled(piece_N)
         start = int(rng.integers(0, num_samples))
         piece_N = piece_N[: num_samples - start]
         events_N[start : start + len(piece_N)] += piece_N * np.float32(10.0 ** (level_db / 20.0))
@@ -60,6 +60,10 @@ def _faded(samples_N: FloatArray, fade_s: float = 0.02) -> FloatArray:
     samples_N[:fade] *= ramp
     samples_N[len(samples_N) - fade :] *= ramp[::-1]
     return samples_N
+
+
+def _scaled(samples_N: FloatArray) -> FloatArray:
+    return samples_N / np.float32(np.sqrt(np.mean(samples_N**2)) + 1e-9)
 
 
 def _length(rng: Generator, low_s: float, high_s: float) -> int:
@@ -139,6 +143,94 @@ def _tones(rng: Generator) -> FloatArray:
             tone_N *= np.exp(-samples * decay)
             sound_N[start : start + len(tone_N)] += _faded(tone_N, 0.008)
     return sound_N
+
+
+def textures(rng: Generator, num_samples: int) -> FloatArray:
+    """Sounds of no known kind: noise under patches of random band, length, attack and flicker.
+
+    What is rubbed, pushed or blown in a real room comes in more kinds than anyone can list; only voice is left out.
+    """
+    window, hop = 512, 128
+    spectrum_FT = scipy.signal.stft(_white(rng, num_samples), nperseg=window, noverlap=window - hop)[2]
+    num_bins, num_frames = spectrum_FT.shape
+    octave_F = np.log2(np.maximum(1.0, np.arange(num_bins)))[:, None]
+    gain_FT = np.zeros((num_bins, num_frames), np.float32)
+    kinds = [
+        (
+            rng.uniform(0.0, 7.0),
+            rng.uniform(0.2, 2.5),
+            np.exp(rng.uniform(np.log(0.02), np.log(4.0))),
+            rng.uniform(0.0, 2.0),
+        )
+        for _ in range(int(rng.integers(1, 5)))
+    ]
+    for _ in range(int(rng.poisson(np.exp(rng.uniform(np.log(3.0), np.log(150.0)))))):
+        centre, width, length_s, flicker = kinds[int(rng.integers(len(kinds)))]
+        centre, length_s = centre + rng.normal(0.0, 0.5), length_s * np.exp(rng.normal(0.0, 0.4))
+        length = max(2, int(length_s * SAMPLE_RATE_HZ / hop))
+        position = np.arange(length) / length
+        attack = rng.uniform(0.02, 0.6)
+        shape = np.minimum(position / attack, np.exp(-(position - attack) * rng.uniform(0.5, 6.0)))
+        knots = np.abs(rng.standard_normal(max(3, int(length_s / rng.uniform(0.02, 0.3)))))
+        shape = shape * np.interp(position, np.linspace(0.0, 1.0, len(knots)), knots) ** flicker
+        drift = rng.normal(0.0, 1.0) * position
+        band_FT = np.exp(-(((octave_F - centre - drift) / width) ** 2)) * 10.0 ** (rng.normal(0.0, 8.0) / 20.0)
+        start = int(rng.integers(num_frames))
+        piece_FT = (band_FT * shape).astype(np.float32)[:, : num_frames - start]
+        gain_FT[:, start : start + piece_FT.shape[1]] += piece_FT
+    samples_N = scipy.signal.istft(spectrum_FT * gain_FT, nperseg=window, noverlap=window - hop)[1][:num_samples]
+    return _scaled(samples_N)
+
+
+def tunes(rng: Generator, num_samples: int) -> FloatArray:
+    """Music: chords, a melody and a bass of additive tones, with or without drums, at one beat."""
+    sound_N = np.zeros(num_samples, np.float32)
+    beat = int(60.0 / rng.uniform(60.0, 160.0) * SAMPLE_RATE_HZ)
+    key = int(rng.integers(36, 60))
+    steps = np.array([0, 2, 4, 5, 7, 9, 11] if rng.random() < 0.6 else [0, 2, 3, 5, 7, 8, 10])
+    instruments = [_instrument(rng) for _ in range(int(rng.integers(1, 4)))]
+    drums = rng.uniform(0.2, 2.0) if rng.random() < 0.5 else 0.0
+    chord = 0
+    for number, start in enumerate(range(0, num_samples, beat)):
+        chord = int(rng.integers(7)) if number % 4 == 0 else chord
+        for octave, instrument in enumerate(instruments):
+            if rng.random() < 0.25:
+                continue
+            for voice in range(int(rng.integers(1, 4)) if octave == 0 else 1):
+                degree = chord + 2 * voice if rng.random() < 0.8 else int(rng.integers(14))
+                midi = key + 12 * octave + int(steps[degree % 7]) + 12 * (degree // 7)
+                note_N = instrument(440.0 * 2.0 ** ((midi - 69) / 12.0), int(beat * rng.choice([0.5, 1.0, 2.0])))
+                note_N = note_N[: num_samples - start]
+                sound_N[start : start + len(note_N)] += note_N
+        for half in range(2) if drums else ():
+            hit_N = _thump(rng) * 4.0 if (number + half) % 2 else _clicks(rng)[: SAMPLE_RATE_HZ // 8] * 2.0
+            begin = min(num_samples, start + half * beat // 2)
+            hit_N = hit_N[: num_samples - begin]
+            sound_N[begin : begin + len(hit_N)] += np.float32(drums) * hit_N
+    return _scaled(sound_N)
+
+
+def _instrument(rng: Generator) -> Callable[[float, int], FloatArray]:
+    """A timbre: how strong each harmonic is, how fast it dies away, how a note begins and trembles."""
+    strength_H = np.arange(1, 25) ** -rng.uniform(0.3, 2.5) * np.exp(rng.normal(0.0, 0.6, 24))
+    if rng.random() < 0.2:
+        strength_H[1::2] *= 0.1  # a clarinet has odd harmonics
+    decay, damping = rng.choice([0.0, 1.0, 3.0, 6.0]), rng.uniform(0.0, 1.0)
+    attack_s = np.exp(rng.uniform(np.log(0.003), np.log(0.15)))
+    tremble = rng.uniform(0.0, 0.006) if rng.random() < 0.4 else 0.0
+    stretch = rng.choice([0.0, 0.0, 4e-4])
+
+    def play(pitch_hz: float, length: int) -> FloatArray:
+        samples = np.arange(length, dtype=np.float32) / SAMPLE_RATE_HZ
+        phase = 2.0 * np.pi * pitch_hz * (samples + tremble * np.sin(2.0 * np.pi * 5.5 * samples) / 34.6)
+        note_N = np.zeros(length, np.float32)
+        for harmonic in range(1, min(25, int(7500.0 / pitch_hz) + 1)):
+            fading = np.exp(-samples * decay * (1.0 + damping * harmonic * 0.3))
+            inharmonic = harmonic * (1.0 + stretch * harmonic**2) ** 0.5
+            note_N += (np.sin(inharmonic * phase) * fading * strength_H[harmonic - 1]).astype(np.float32)
+        return _faded(note_N * np.minimum(1.0, samples / np.float32(attack_s)), 0.005)
+
+    return play
 
 
 _MAKERS = {"breath": _breath, "thump": _thump, "clicks": _clicks, "rustle": _rustle, "tones": _tones}

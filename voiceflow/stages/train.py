@@ -17,13 +17,14 @@ from voiceflow.export import make_metadata
 from voiceflow.features import step_features
 from voiceflow.metrics import score, summarise
 from voiceflow.models.diarizer import Diarizer
-from voiceflow.simulation.sounds import background_events
+from voiceflow.simulation.sounds import background_events, textures, tunes
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.stages.scoring import TorchStep
 from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, FrameGrid
 from voiceflow.training.data import LOG_FLOOR, Example, HalfArray, make_example
+from voiceflow.training.grow import grow
 from voiceflow.training.loop import StepMetrics, Trainer
 from voiceflow.turns import scores_to_turns, turns_to_activity
 
@@ -70,7 +71,7 @@ def train(
             make_example(recording.name, read_samples(dataset, recording), read_turns(dataset, recording))
         )
         loading(done, total)
-    initial = pretrained_weights() if config.init_from == "pretrained" else None
+    initial = pretrained_weights(model, seed=config.seed) if config.init_from == "pretrained" else None
     trainer = Trainer(
         config,
         model,
@@ -132,11 +133,16 @@ def curve_until(path: Path, step: int) -> list[list[str]]:
 
 
 def make_noises(count: int, *, seed: int) -> list[HalfArray]:
-    """Features (T, 640) of half minutes full of breath, handling, clicks, rustle and tones."""
+    """Features (T, 640) of half minutes of breath, handling, clicks and tones; of textures of noise; of music."""
     noises = []
     for number in range(count):
         rng = np.random.default_rng((seed, 77, number))
-        samples_N = background_events(rng, int(NOISE_S * SAMPLE_RATE_HZ), [], per_s=float(rng.uniform(1.0, 12.0)))
+        length = int(NOISE_S * SAMPLE_RATE_HZ)
+        samples_N = (
+            background_events(rng, length, [], per_s=float(rng.uniform(1.0, 12.0))),
+            textures(rng, length),
+            tunes(rng, length),
+        )[number % 3]
         noises.append(step_features(samples_N * np.float32(0.1)).astype(np.float16))
     return noises
 
@@ -163,12 +169,14 @@ def load_trained(folder: Path) -> tuple[Diarizer, DecisionConfig]:
     return load_net(model, folder / "weights.pt"), decision
 
 
-def pretrained_weights() -> dict[str, Tensor]:
-    """The float weights that ship in the package, to train on from."""
+def pretrained_weights(model: ModelConfig, *, seed: int) -> dict[str, Tensor]:
+    """The float weights that ship in the package, to train on from; made larger where `model` is larger."""
     from voiceflow.runtime import pretrained_path
 
-    weights: dict[str, Tensor] = torch.load(pretrained_path().with_name("weights.pt"), weights_only=True)
-    return {name: value.float() for name, value in weights.items()}
+    shipped = pretrained_path()
+    weights: dict[str, Tensor] = torch.load(shipped.with_name("weights.pt"), weights_only=True)
+    before = ModelConfig.model_validate_json(shipped.with_name("model.json").read_text(encoding="utf-8"))
+    return grow({name: value.float() for name, value in weights.items()}, before, model, seed=seed)
 
 
 @torch.no_grad()

@@ -15,8 +15,10 @@ from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
 
 HalfArray = npt.NDArray[np.float16]
 MAX_SPEAKERS = 8
-LATE_SHARE, NOISE_SHARE = 0.12, 0.4
-"""Share of excerpts whose beginning is silenced, and of those with other sounds mixed in."""
+LATE_SHARE, NOBODY_SHARE = 0.15, 0.15
+"""Share of excerpts whose beginning is silenced, and of those the share in which nobody speaks at all."""
+NOISE_SHARE, LATE_NOISE_SHARE = 0.4, 0.8
+"""Share of excerpts with other sounds mixed in, and of those that begin late."""
 LOG_FLOOR = np.float32(np.log(ENERGY_FLOOR))
 SILENT_LOG = LOG_FLOOR + np.float32(0.05)
 """A frame none of whose bins exceeds this is digital silence (half precision moves the floor a little)."""
@@ -74,16 +76,29 @@ class BatchSampler:
             start = int(rng.integers(len(example.features_TF) - length + 1))
             piece_TF = example.features_TF[start : start + length].astype(np.float32)
             active[row, :length] = example.active_TS[start : start + length]
-            if self.noises and rng.random() < LATE_SHARE:
-                piece_TF, active[row, :length] = _begin_late(rng, piece_TF, active[row, :length])
             piece_TF = _augment(rng, piece_TF)
-            if self.noises and rng.random() < NOISE_SHARE:
-                piece_TF = _overlay(rng, piece_TF, self.noises[int(rng.integers(len(self.noises)))])
+            if self.noises:
+                piece_TF, active[row, :length] = self._disturb(rng, piece_TF, active[row, :length])
             features[row, :length] = piece_TF
             features[row, length:] = LOG_FLOOR
         return Batch(
             torch.from_numpy(features), torch.from_numpy(active), torch.from_numpy(rng.choice(lookaheads, batch_size))
         )
+
+    def _disturb(
+        self, rng: np.random.Generator, features_TF: FloatArray, active_TS: npt.NDArray[np.bool_]
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Now and then begin with nobody, and mix in sounds that are no speech, loudest before anybody speaks."""
+        loudness = float(np.percentile(features_TF.mean(axis=1), 95))
+        late = rng.random() < LATE_SHARE
+        begin = 0
+        if late:
+            begin = int((1.0 if rng.random() < NOBODY_SHARE else rng.uniform(0.1, 0.6)) * len(features_TF))
+            features_TF, active_TS = _begin_late(rng, features_TF, active_TS, begin)
+        if rng.random() < (LATE_NOISE_SHARE if late else NOISE_SHARE):
+            noise_TF = self.noises[int(rng.integers(len(self.noises)))]
+            features_TF = _overlay(rng, features_TF, noise_TF, loudness, begin)
+        return features_TF, active_TS
 
 
 def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
@@ -110,10 +125,9 @@ def _augment(rng: np.random.Generator, features_TF: FloatArray) -> FloatArray:
 
 
 def _begin_late(
-    rng: np.random.Generator, features_TF: FloatArray, active_TS: npt.NDArray[np.bool_]
+    rng: np.random.Generator, features_TF: FloatArray, active_TS: npt.NDArray[np.bool_], length: int
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Nobody speaks at first: what is there fades into the quietest of the excerpt."""
-    length = int(rng.uniform(0.1, 0.6) * len(features_TF))
+    """Nobody speaks in the first `length` steps: they are like the quietest of the excerpt."""
     quiet_F = np.percentile(features_TF[::4], 3, axis=0).astype(np.float32)
     features_TF, active_TS = features_TF.copy(), active_TS.copy()
     spread = rng.standard_normal((length, features_TF.shape[1]), dtype=np.float32) * np.float32(0.4)
@@ -122,19 +136,39 @@ def _begin_late(
     return features_TF, active_TS
 
 
-def _overlay(rng: np.random.Generator, features_TF: FloatArray, noise_TF: HalfArray) -> FloatArray:
-    """Add the energy of other sounds: faint ones throughout, loud ones for a while."""
+def _overlay(
+    rng: np.random.Generator, features_TF: FloatArray, noise_TF: HalfArray, loudness: float, begin: int
+) -> FloatArray:
+    """Add the energy of other sounds: faint ones throughout, loud ones for a while.
+
+    Args:
+        rng: Draws how loud and when.
+        features_TF: The excerpt.
+        noise_TF: Features of the sounds.
+        loudness: Log energy of the excerpt's speech.
+        begin: Steps before anybody speaks; loud sounds stay within them, where there are any.
+    """
     length = len(features_TF)
     start = int(rng.integers(max(1, len(noise_TF) - length + 1)))
     noise = np.resize(noise_TF[start:], (length, noise_TF.shape[1])).astype(np.float32)
-    loud = float(np.percentile(features_TF.mean(axis=1), 95)) - float(np.percentile(noise.mean(axis=1), 95))
-    gain = rng.uniform(-8.0, 1.0)
+    levels_T = noise.mean(axis=1)
+    heard_T = levels_T > LOG_FLOOR + 0.5
+    if not heard_T.any():
+        return features_TF
+    loud = loudness - float(np.percentile(levels_T[heard_T], 90))
+    gain = rng.uniform(-8.0, 3.0 if begin else 1.0)
     if gain > -3.0:
-        begin = int(rng.integers(-length // 3, length))
-        noise[: max(0, begin)] = LOG_FLOOR
-        noise[max(0, begin + int(rng.uniform(0.05, 0.4) * length)) :] = LOG_FLOOR
-    mixed: FloatArray = np.logaddexp(features_TF, noise + np.float32(loud + gain)).astype(np.float32)
+        first, last = (0, begin) if begin else _span(rng, length)
+        noise[:first] = LOG_FLOOR
+        noise[last:] = LOG_FLOOR
+    noise = np.where(noise <= SILENT_LOG, LOG_FLOOR, noise + np.float32(loud + gain))
+    mixed: FloatArray = np.logaddexp(features_TF, noise).astype(np.float32)
     return mixed
+
+
+def _span(rng: np.random.Generator, length: int) -> tuple[int, int]:
+    first = max(0, int(rng.integers(-length // 3, length)))
+    return first, first + int(rng.uniform(0.05, 0.4) * length)
 
 
 def _warps() -> list[FloatArray]:

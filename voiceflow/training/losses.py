@@ -14,6 +14,8 @@ from torch.nn import functional
 from voiceflow.models.diarizer import Diarizer, Frames, Slots, combine
 from voiceflow.training.data import Batch
 
+SLOT_STRIDE = 4
+"""Of so many steps one counts in the loss of the slots: that loss is most of the time of training."""
 NEAR_STEPS = 15
 """Frames closer than this (1.2 s) to an anchor do not count towards its prototypes: too easy."""
 
@@ -111,9 +113,13 @@ def slot_loss(
 ) -> Tensor:
     """Cross-entropy of the slot decision along the decoder's own course."""
     course, right_BKS = roll_out(net, frames, active_BKS, teacher_forcing, generator)
-    speech = torch.sigmoid(frames.speech_BK).detach() * frames.valid_BK
-    overlap = torch.sigmoid(frames.overlap_BK).detach() * speech
-    logits, _ = net.slot_logits(frames.embeddings_BKE, speech, overlap, frames.surroundings_BKD, course)
+    # Steps beside each other teach the same: some will do.
+    some = slice(int(torch.randint(SLOT_STRIDE, (1,), generator=generator)), None, SLOT_STRIDE)
+    course, right_BKS = Slots(*(part[:, some] for part in course)), right_BKS[:, some]
+    speech = torch.sigmoid(frames.speech_BK[:, some]).detach() * frames.valid_BK[:, some]
+    overlap = torch.sigmoid(frames.overlap_BK[:, some]).detach() * speech
+    embeddings, surroundings = frames.embeddings_BKE[:, some], frames.surroundings_BKD[:, some]
+    logits, _ = net.slot_logits(embeddings, speech, overlap, surroundings, course)
     mass_BK = right_BKS.sum(dim=2)
     share = right_BKS / mass_BK.clamp(min=1.0).unsqueeze(2)
     loss_BK = -(share * logits.log_softmax(dim=2)).sum(dim=2)

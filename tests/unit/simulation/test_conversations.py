@@ -4,7 +4,7 @@ from conftest import small
 
 from voiceflow.simulation.acoustics import HEADSET, mix
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
-from voiceflow.simulation.sounds import KINDS, background_events
+from voiceflow.simulation.sounds import KINDS, background_events, textures, tunes
 from voiceflow.simulation.speech import Segment, Spans, _quiet, _with_context
 from voiceflow.turns import speakers_in_order
 
@@ -74,6 +74,14 @@ def test_sounds_follow_from_the_seed_and_are_finite(kind):
     assert np.array_equal(first, second)
     assert np.isfinite(first).all()
     assert 1e-4 < np.sqrt(np.mean(first**2)) < 3.0
+
+
+@pytest.mark.parametrize("make", [textures, tunes])
+def test_noises_of_training_follow_from_the_seed_and_are_finite(make):
+    first, second = (make(np.random.default_rng(7), 80_000) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert len(first) == 80_000
+    assert np.sqrt(np.mean(first**2)) == pytest.approx(1.0, abs=0.01)
 
 
 def test_context_ends_where_the_neighbouring_speech_begins():
