@@ -3,13 +3,10 @@
 import functools
 import itertools
 import json
-import multiprocessing
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from voiceflow.simulation.conversations import ConversationPlan, plan_conversati
 from voiceflow.simulation.corpus import AUDIO_SUFFIXES, Utterance, read_corpus
 from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
 from voiceflow.stages.dataset import Recording, write_recordings
+from voiceflow.stages.workers import in_parallel
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import read_rttm, speakers_in_order, to_rttm
 
@@ -92,7 +90,11 @@ def prepare(
         # Sounds come from the voices of training alone.
         sound_speakers = tuple(sorted({name for plan in plans if plan.split == "train" for name in plan.speakers}))
         jobs = [(plan, config, Path(scratch), output, sound_speakers) for plan in plans]
-        recordings = list(_track(_parallel(config, _simulate_one, jobs), "simulate", len(jobs), progress))
+        recordings = list(
+            _track(
+                in_parallel(_simulate_one, jobs, num_workers=config.num_workers, few=1), "simulate", len(jobs), progress
+            )
+        )
     if recorded is not None:
         recordings += [_take_recorded(path, output) for path in _recorded_audio(recorded)]
     write_recordings(output, recordings)
@@ -125,7 +127,9 @@ def _extract_segments(
     needed = sorted({speaker for plan in plans for speaker in plan.speakers})
     jobs = [(speaker, utterances[speaker], scratch) for speaker in needed]
     silent = set()
-    for speaker, num_segments in _track(_parallel(config, _segment_one, jobs), "find speech", len(jobs), progress):
+    for speaker, num_segments in _track(
+        in_parallel(_segment_one, jobs, num_workers=config.num_workers, few=1), "find speech", len(jobs), progress
+    ):
         if num_segments == 0:
             silent.add(speaker)
     if not silent:
@@ -234,18 +238,6 @@ def _take_recorded(path: Path, output: Path) -> Recording:
         sample_rate_hz=SAMPLE_RATE_HZ,
         digest=file_digest(output / audio),
     )
-
-
-def _parallel(config: PrepareConfig, function: Callable[..., Any], jobs: list[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results in the order of the jobs, from as many processes as configured."""
-    num_workers = config.num_workers or os.cpu_count() or 1
-    if num_workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            yield function(*job)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as executor:
-        yield from executor.map(function, *zip(*jobs, strict=True), chunksize=4)
 
 
 def _track(results: Iterable[Any], what: str, total: int, progress: Progress) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from voiceflow.models.diarizer import Diarizer
 from voiceflow.simulation.sounds import background_events, textures, tunes
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.stages.scoring import TorchStep
+from voiceflow.stages.workers import in_parallel
 from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, FrameGrid
@@ -64,12 +65,9 @@ def train(
             raise DataError(f"{dataset}: expected recordings of split {split}, found none")
     total = sum(len(found) for found in recordings.values())
     examples: dict[str, list[Example]] = {"train": [], "dev": []}
-    for done, (split, recording) in enumerate(
-        ((split, recording) for split, found in recordings.items() for recording in found), start=1
-    ):
-        examples[split].append(
-            make_example(recording.name, read_samples(dataset, recording), read_turns(dataset, recording))
-        )
+    jobs = [(dataset, recording) for found in recordings.values() for recording in found]
+    for done, example in enumerate(in_parallel(_load_example, jobs), start=1):
+        examples[jobs[done - 1][1].split].append(example)
         loading(done, total)
     initial = pretrained_weights(model, seed=config.seed) if config.init_from == "pretrained" else None
     trainer = Trainer(
@@ -119,8 +117,8 @@ def train(
     return summary
 
 
-CURVE = ["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"]
 NOISE_S = 30.0
+CURVE = ["step", "elapsed_s", "total", "speech", "overlap", "voices", "slots", "learning_rate", "dev_der"]
 
 
 def curve_until(path: Path, step: int) -> list[list[str]]:
@@ -132,19 +130,27 @@ def curve_until(path: Path, step: int) -> list[list[str]]:
     return [CURVE, *(row for row in rows[1:] if int(row[0]) <= step)]
 
 
+def _load_example(dataset: Path, recording: Recording) -> Example:
+    return make_example(recording.name, read_samples(dataset, recording), read_turns(dataset, recording))
+
+
 def make_noises(count: int, *, seed: int) -> list[HalfArray]:
     """Features (T, 640) of half minutes of breath, handling, clicks and tones; of textures of noise; of music."""
-    noises = []
-    for number in range(count):
-        rng = np.random.default_rng((seed, 77, number))
-        length = int(NOISE_S * SAMPLE_RATE_HZ)
-        samples_N = (
-            background_events(rng, length, [], per_s=float(rng.uniform(1.0, 12.0))),
-            textures(rng, length),
-            tunes(rng, length),
-        )[number % 3]
-        noises.append(step_features(samples_N * np.float32(0.1)).astype(np.float16))
-    return noises
+    return list(in_parallel(_make_noise, [(seed, number) for number in range(count)]))
+
+
+def _make_noise(seed: int, number: int) -> HalfArray:
+    rng = np.random.default_rng((seed, 77, number))
+    length = int(NOISE_S * SAMPLE_RATE_HZ)
+    match number % 3:
+        case 0:
+            samples_N = background_events(rng, length, [], per_s=float(rng.uniform(1.0, 12.0)))
+        case 1:
+            samples_N = textures(rng, length)
+        case _:
+            samples_N = tunes(rng, length)
+    features_TF: HalfArray = step_features(samples_N * np.float32(0.1)).astype(np.float16)
+    return features_TF
 
 
 def load_net(model: ModelConfig, weights: Path) -> Diarizer:
