@@ -22,7 +22,14 @@ import torch
 
 from benchmarks import baselines
 from benchmarks.items import Row, tests_pass
-from benchmarks.model_checks import HeldOutVoices, false_alarms, lone_voices, long_conversations, returning_speakers
+from benchmarks.model_checks import (
+    Voices,
+    false_alarms,
+    heard_and_unheard,
+    lone_voices,
+    long_conversations,
+    returning_speakers,
+)
 from voiceflow.config import PrepareConfig, load_params
 from voiceflow.metrics import Score, der_interval, score, summarise
 from voiceflow.runtime import StepModel, pretrained_path
@@ -44,7 +51,10 @@ def items(*, slow: bool) -> Iterator[tuple[str, Row]]:
     dataset = test_set(params.prepare)
     model = StepModel(pretrained_path())
     yield from accuracy(model, dataset)
-    voices = HeldOutVoices(params.prepare, Path(params.prepare.corpus))
+    voices = Voices(params.prepare, Path(params.prepare.corpus))
+    heard = Voices(params.prepare, voices.corpus, split="train")
+    told = heard_and_unheard(model, heard, voices, count=120)
+    yield "2 voices trained on and held out", {"passed": None, "figures": told}
     yield from stability(model, voices)
     yield from cost(model)
     yield "4 int8 beside fp32", int8(dataset)
@@ -144,7 +154,7 @@ def compare(dataset: Path, tests: list[Recording], real: list[Recording], few: l
     return rows
 
 
-def stability(model: Scorer, voices: HeldOutVoices) -> Iterator[tuple[str, Row]]:
+def stability(model: Scorer, voices: Voices) -> Iterator[tuple[str, Row]]:
     """Item 3 beyond a minute."""
     back = returning_speakers(model, voices, count=30)
     yield "3 returning after 5 min >= 90 %", {"passed": back["share"] >= 0.9, "figures": back}
@@ -234,7 +244,7 @@ def repeatable() -> Row:
     return {"passed": weights[0] == weights[1], "figures": {"weights": weights, "minutes_for_both": minutes}}
 
 
-def invented(model: Scorer, voices: HeldOutVoices) -> Iterator[tuple[str, Row]]:
+def invented(model: Scorer, voices: Voices) -> Iterator[tuple[str, Row]]:
     """Item 7: what is heard where nobody, or one person, speaks."""
     card = json.loads((pretrained_path().parent / "rates.json").read_text(encoding="utf-8"))
     rows = false_alarms(model, count=10) | lone_voices(model, voices, count=6, minutes=10.0)

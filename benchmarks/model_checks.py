@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.signal
 
 from voiceflow.config import PrepareConfig
-from voiceflow.metrics import score
+from voiceflow.metrics import der_interval, score, summarise
 from voiceflow.simulation.conversations import Conversation, ConversationPlan, simulate
 from voiceflow.simulation.corpus import Utterance, read_corpus
 from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
@@ -31,20 +31,23 @@ WHISPERS = ("en+whisper", "en+whisperf")
 
 
 @dataclass
-class HeldOutVoices:
-    """The held-out voices of a corpus, cut at pauses when they are first asked for.
+class Voices:
+    """The voices of one split of a corpus, cut at pauses when they are first asked for.
 
     Args:
         config: The corpus and how it is split.
         corpus: Its folder.
+        split: By default the voices that nothing was trained or tuned on.
     """
 
     config: PrepareConfig
     corpus: Path
+    split: str = "test"
 
     def __post_init__(self) -> None:
         self._utterances: dict[str, list[Utterance]] = read_corpus(self.corpus)
-        self.names = split_speakers(list(self._utterances), self.config)["test"]
+        names = split_speakers(list(self._utterances), self.config)[self.split]
+        self.names = [name for name in names if not re.match(self.config.heldout_exclude, name)]
         self._segments: dict[str, list[Segment]] = {}
         self._vad: Any = None
 
@@ -90,7 +93,7 @@ class HeldOutVoices:
         return simulate(plan, {name: self.segments(name) for name in speakers}, config)
 
 
-def returning_speakers(scorer: Scorer, voices: HeldOutVoices, *, count: int, away_s: float = 300.0) -> dict[str, Any]:
+def returning_speakers(scorer: Scorer, voices: Voices, *, count: int, away_s: float = 300.0) -> dict[str, Any]:
     """How many speakers who were away for minutes have their old label when they speak again.
 
     The label of the speaker's speech alone before he left, by majority, against that of his first
@@ -123,6 +126,35 @@ def returning_speakers(scorer: Scorer, voices: HeldOutVoices, *, count: int, awa
     return {"measured": measured, "kept": kept, "share": round(kept / max(1, measured), 4)}
 
 
+def heard_and_unheard(scorer: Scorer, heard: Voices, unheard: Voices, *, count: int) -> dict[str, Any]:
+    """DER of like conversations of voices that were trained on and of voices that were not.
+
+    What lies between them is what more voices could win at most; the rest is the network's and its training's.
+    """
+    rows: dict[str, Any] = {}
+    for kind, voices in (("voices trained on", heard), ("held-out voices", unheard)):
+        rng = np.random.default_rng(13)
+        conversations = []
+        for number in range(count):
+            chosen = [str(name) for name in rng.permutation(np.array(voices.names))[: 2 + number % 3]]
+            condition = ("close", "room", "far", "telephone")[number % 4]
+            conversations.append(voices.conversation(chosen, 60.0, seed=5000 + number, condition=condition))
+        sessions = stream_recordings(
+            [conversation.samples_N for conversation in conversations],
+            scorer,
+            StreamSettings("pcm_f32le", latency_s=1.04),
+        )
+        scores = [
+            score(conversation.turns, session.turns_as_told, duration_s=60.0)
+            for conversation, session in zip(conversations, sessions, strict=True)
+        ]
+        low, high = der_interval(scores)
+        total = summarise(scores)
+        rows[kind] = {name: round(total[name], 4) for name in ("der", "missed", "false_alarm", "confusion")}
+        rows[kind] |= {"low": round(low, 4), "high": round(high, 4)}
+    return rows
+
+
 def _label(
     reference: list[Turn], answer: list[Turn], name: str, begin_s: float, end_s: float, most_s: float = 10.0
 ) -> str | None:
@@ -140,7 +172,7 @@ def _label(
     return max(covered, key=lambda label: covered[label]) if covered else None
 
 
-def long_conversations(scorer: Scorer, voices: HeldOutVoices, *, minutes: float, count: int) -> dict[str, Any]:
+def long_conversations(scorer: Scorer, voices: Voices, *, minutes: float, count: int) -> dict[str, Any]:
     """DER of long conversations whole and in their first five minutes, and speakers found."""
     rng = np.random.default_rng(5)
     rows = []
@@ -268,7 +300,7 @@ def alone(scorer: Scorer, recordings: list[FloatArray]) -> dict[str, float]:
     }
 
 
-def lone_voices(scorer: Scorer, voices: HeldOutVoices, *, count: int, minutes: float) -> dict[str, dict[str, float]]:
+def lone_voices(scorer: Scorer, voices: Voices, *, count: int, minutes: float) -> dict[str, dict[str, float]]:
     """One speaker alone for minutes; children; espeak-ng's whisper; and streams that start in mid-word."""
     long_ones = voices.long_ones()
     monologues = [

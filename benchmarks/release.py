@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.model_checks import HeldOutVoices, false_alarms, lone_voices
+from benchmarks.model_checks import Voices, false_alarms, lone_voices
 from voiceflow.adapters.data_versions import git_commit
 from voiceflow.config import load_params
 from voiceflow.contract import read_metadata
@@ -64,7 +64,7 @@ def rates() -> dict[str, float]:
     torch.set_num_threads(1)
     params = load_params(Path("params.yaml"))
     model = StepModel(pretrained_path())
-    voices = HeldOutVoices(params.prepare, Path(params.prepare.corpus))
+    voices = Voices(params.prepare, Path(params.prepare.corpus))
     stated = {}
     for kind, row in (
         false_alarms(model, count=20, seed=12) | lone_voices(model, voices, count=8, minutes=10.0)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.model_checks import (
     SPEECHLESS,
     WHISPERS,
-    HeldOutVoices,
+    Voices,
     alone,
     false_alarms,
     returning_speakers,
@@ -23,8 +23,8 @@ from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S
 
 
 @pytest.fixture(scope="module")
-def voices(params, shared) -> HeldOutVoices:
-    return HeldOutVoices(params.prepare, shared / "data" / "speech")
+def voices(params, shared) -> Voices:
+    return Voices(params.prepare, shared / "data" / "speech")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_an_unheard_of_folder_of_voices_is_told(params, tmp_path):
     from voiceflow.errors import DataError
 
     with pytest.raises(DataError):
-        HeldOutVoices(params.prepare, Path(tmp_path))
+        Voices(params.prepare, Path(tmp_path))
 
 
 def test_clicks_and_extremes_give_finite_answers(model):
