@@ -8,6 +8,7 @@ import scipy.signal
 from voiceflow.timebase import FRAME_HOP_SAMPLES, SAMPLE_RATE_HZ, STEP_FRAMES, STEP_SAMPLES
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 NUM_MEL_BINS = 80
 WINDOW_SAMPLES = 400
@@ -46,23 +47,77 @@ _OFFSET_FILTER = (
 )
 
 
-def log_mel(samples_N: FloatArray) -> FloatArray:
+def log_mel(samples: FloatArray) -> FloatArray:
     """Log-mel energies of audio that carries its 240 samples of history in front.
 
     Args:
-        samples_N: Mono float32 at 16 kHz, shape (240 + 160 T,).
+        samples: Mono float32 at 16 kHz, shape (..., 240 + 160 T).
 
     Returns:
-        Natural logarithm of mel energy, floored at 1e-8, shape (T, 80), float32.
+        Natural logarithm of mel energy, floored at 1e-8, shape (..., T, 80), float32.
     """
-    num_frames = (len(samples_N) - HISTORY_SAMPLES) // FRAME_HOP_SAMPLES
-    frames_TN = np.lib.stride_tricks.sliding_window_view(samples_N, WINDOW_SAMPLES)[::FRAME_HOP_SAMPLES][:num_frames]
-    spectrum_TF = scipy.fft.rfft(frames_TN * _WINDOW, n=FFT_SAMPLES, axis=1)
-    power_TF = spectrum_TF.real**2 + spectrum_TF.imag**2
+    num_frames = (samples.shape[-1] - HISTORY_SAMPLES) // FRAME_HOP_SAMPLES
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES, axis=-1)
+    frames = frames[..., ::FRAME_HOP_SAMPLES, :][..., :num_frames, :]
+    spectrum = scipy.fft.rfft(frames * _WINDOW, n=FFT_SAMPLES, axis=-1)
+    power = spectrum.real**2 + spectrum.imag**2
     # einsum would be slower; a matrix product of 8 rows gives the same bits for the same 8 rows.
-    mel_TF = (power_TF @ _FILTERS) / np.float32(WINDOW_SAMPLES)
-    features: FloatArray = np.log(np.maximum(mel_TF, np.float32(ENERGY_FLOOR)))
+    mel = (power @ _FILTERS) / np.float32(WINDOW_SAMPLES)
+    features: FloatArray = np.log(np.maximum(mel, np.float32(ENERGY_FLOOR)))
     return features
+
+
+class FeatureRows:
+    """Features of many streams, one step of each at a time: the same bits as a `FeatureStream` for each.
+
+    Args:
+        capacity: Rows to begin with.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._history_CN = np.zeros((0, HISTORY_SAMPLES), np.float32)
+        self._offset_state_C1 = np.zeros((0, 1), np.float32)
+        self._begun_C = np.zeros(0, np.bool_)
+        self.grow(capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for so many rows in all; those there keep what they hold."""
+        extra = capacity - len(self._begun_C)
+        self._history_CN = np.concatenate([self._history_CN, np.zeros((extra, HISTORY_SAMPLES), np.float32)])
+        self._offset_state_C1 = np.concatenate([self._offset_state_C1, np.zeros((extra, 1), np.float32)])
+        self._begun_C = np.concatenate([self._begun_C, np.zeros(extra, np.bool_)])
+
+    def clear(self, row: int) -> None:
+        """A row for a stream that has not begun."""
+        self._history_CN[row], self._offset_state_C1[row], self._begun_C[row] = 0.0, 0.0, False
+
+    def copy(self, row: int, to: int) -> None:
+        """Let a row go on from where another one is."""
+        for array in (self._history_CN, self._offset_state_C1, self._begun_C):
+            array[to] = array[row]
+
+    def push(self, rows_B: IntArray, samples_BN: FloatArray, lengths_B: IntArray | None = None) -> FloatArray:
+        """The features of one more step of some streams.
+
+        Args:
+            rows_B: Their rows, each once.
+            samples_BN: A step of each, shape (B, 1280).
+            lengths_B: Samples heard where some end within the step; what follows is silence.
+
+        Returns:
+            Shape (B, 640).
+        """
+        begin = ~self._begun_C[rows_B]
+        state_B1 = self._offset_state_C1[rows_B]
+        state_B1[begin] = -samples_BN[begin, :1]
+        cleaned_BN, state_B1 = scipy.signal.lfilter(*_OFFSET_FILTER, samples_BN, axis=1, zi=state_B1)
+        if lengths_B is not None:
+            cleaned_BN[np.arange(STEP_SAMPLES) >= lengths_B[:, None]] = 0.0
+        blocks_BN = np.concatenate([self._history_CN[rows_B], cleaned_BN], axis=1)
+        self._history_CN[rows_B] = blocks_BN[:, -HISTORY_SAMPLES:]
+        self._offset_state_C1[rows_B] = state_B1
+        self._begun_C[rows_B] = True
+        return log_mel(blocks_BN).reshape(len(rows_B), STEP_FEATURES)
 
 
 class FeatureStream:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
 import secrets
@@ -24,8 +23,9 @@ from serving.transformer.engine import Engine, Stream
 from voiceflow.audio import check_finite, load_audio, resample
 from voiceflow.audio import check_rate as check_sample_rate
 from voiceflow.errors import StreamError, VoiceflowError
+from voiceflow.streaming.lanes import Lane
 from voiceflow.streaming.messages import Close, EnrolledSpeaker, Finalize, Start, event_message, parse, settings_of
-from voiceflow.streaming.session import Session, StreamSettings, Voice
+from voiceflow.streaming.session import StreamSettings, Voice
 from voiceflow.turns import to_json
 
 logger = logging.getLogger("voiceflow.streams")
@@ -279,7 +279,7 @@ class StreamingApp:
                 metrics.AUDIO_SECONDS.inc(len(samples_N) / 16_000)
                 await self.engine.settle(stream)
                 # The answer covers all audio so far: a copy of the session is closed in its stead.
-                turns = await self._close_copy(stream.session)
+                turns = await self._close_copy(stream)
                 segments = [
                     {"speaker": turn.speaker, "start": turn.start_s, "end": turn.end_s, "confidence": turn.confidence}
                     for turn in turns
@@ -297,8 +297,8 @@ class StreamingApp:
         finally:
             self.engine.leave(stream)
 
-    async def _close_copy(self, session: Session) -> list[Any]:
-        twin = self.engine.adopt(copy.deepcopy(session))
+    async def _close_copy(self, stream: Stream) -> list[Any]:
+        twin = self.engine.twin(stream)
         try:
             twin.session.close(keep_labels=True)
             await self.engine.settle(twin)
@@ -386,7 +386,7 @@ class _Answers:
                 await self._send(session)
                 return
 
-    async def _send(self, session: Session) -> None:
+    async def _send(self, session: Lane) -> None:
         for event in session.events_to_send():
             self._seq += 1
             await self._socket.send_json(event_message(event, self._seq))

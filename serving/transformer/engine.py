@@ -13,8 +13,9 @@ from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.runtime import StepModel
-from voiceflow.streaming.batch import Batch, gather, scatter
-from voiceflow.streaming.session import Session, StreamSettings
+from voiceflow.streaming.batch import Batch
+from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.session import StreamSettings
 
 logger = logging.getLogger("voiceflow.engine")
 Score = Callable[[Batch], Awaitable[tuple[np.ndarray, np.ndarray]]]
@@ -22,9 +23,9 @@ Score = Callable[[Batch], Awaitable[tuple[np.ndarray, np.ndarray]]]
 
 @dataclass(eq=False)
 class Stream:
-    """A session in the engine."""
+    """A lane in the engine."""
 
-    session: Session
+    session: Lane
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the session has been scored; the reader of answers clears it."""
     failure: Exception | None = None
@@ -44,7 +45,9 @@ class Engine:
         self.metadata = metadata
         self.config = config
         self._score = score
+        self._lanes = Lanes(metadata)
         self._streams: dict[int, Stream] = {}
+        """By row of their lanes."""
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -72,12 +75,14 @@ class Engine:
             raise StreamError(
                 "too_many", f"this server holds {self.config.max_streams} streams already; try again later"
             )
-        return self.adopt(Session(settings, self.metadata))
+        return self._take_in(self._lanes.open(settings))
 
-    def adopt(self, session: Session) -> Stream:
-        """Take in a session that exists already."""
-        stream = Stream(session)
-        self._streams[id(stream)] = stream
+    def twin(self, stream: Stream) -> Stream:
+        """Another stream that has heard what this one has, to look at its end while it goes on."""
+        return self._take_in(self._lanes.twin(stream.session))
+
+    def _take_in(self, lane: Lane) -> Stream:
+        stream = self._streams[lane.row] = Stream(lane)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
         self._work.set()
@@ -85,7 +90,9 @@ class Engine:
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
-        self._streams.pop(id(stream), None)
+        if self._streams.get(stream.session.row) is stream:
+            del self._streams[stream.session.row]
+            self._lanes.leave(stream.session)
 
     def wake(self) -> None:
         """Tell that some session has audio to score."""
@@ -98,7 +105,7 @@ class Engine:
             Exception: What made the engine give up on it.
         """
         self.wake()
-        while stream.failure is None and stream.session.chunk_to_score() is not None:
+        while stream.failure is None and stream.session.has_work:
             stream.changed.clear()
             await stream.changed.wait()
         if stream.failure is not None:
@@ -108,31 +115,27 @@ class Engine:
         while True:
             await self._work.wait()
             started = time.perf_counter()
-            streams = list(self._streams.values())
-            by_session = {id(stream.session): stream for stream in streams}
-            ready, batch = gather([stream.session for stream in streams], max_batch=self.config.max_batch)
+            batch = self._lanes.gather(max_batch=self.config.max_batch)
             if batch is None:
                 self._work.clear()
                 continue
-            chosen = [by_session[id(session)] for session in ready]
             try:
                 with metrics.INFERENCE_LATENCY.time():
                     activity, state = await self._score(batch)
-                scatter(ready, activity, state)
+                scored = self._lanes.scatter(activity, state)
                 metrics.INFERENCE_REQUESTS.inc()
-                metrics.BATCH_SIZE.observe(len(ready))
+                metrics.BATCH_SIZE.observe(len(batch[0]))
             except Exception as err:  # a batch that fails ends its streams, never the engine
-                logger.exception("a step of %d streams failed", len(ready))
+                logger.exception("a step of %d streams failed", len(batch[0]))
                 metrics.INFERENCE_ERRORS.inc()
-                for stream in chosen:
-                    stream.failure = err
-                    self.leave(stream)
-            for stream in chosen:
+                scored = self._lanes.give_up()
+                for lane in scored:
+                    self._streams[lane.row].failure = err
+            for stream in [self._streams[lane.row] for lane in scored]:
                 stream.changed.set()
-                if id(stream) in self._streams:
-                    # Served streams go to the end of the line, so that max_batch starves nobody.
-                    self._streams[id(stream)] = self._streams.pop(id(stream))
+                if stream.failure is not None:
+                    self.leave(stream)
             # A tick lets packets gather; a backlog is worked off without waiting.
             pause_s = self.config.tick_ms / 1000.0 - (time.perf_counter() - started)
-            behind = any(stream.session.waiting_s > 0.5 for stream in chosen)
+            behind = self._lanes.most_waiting_s > 0.5
             await asyncio.sleep(0.0 if behind else max(0.0, pause_s))

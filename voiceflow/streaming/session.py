@@ -118,15 +118,17 @@ class Session:
             )
         self._resampler = StreamResampler(settings.sample_rate_hz)
         self._features = FeatureStream()
-        self._tracker = TurnTracker(
-            self.metadata.decision, self.metadata.num_slots, [voice.label for voice in settings.enrolled]
-        )
-        self._state_N = initial_state(self.metadata, settings.max_speakers)
+        self._tracker = self._new_tracker([voice.label for voice in settings.enrolled])
+        state_N = initial_state(self.metadata, settings.max_speakers)
         if settings.enrolled:
             voices_VE = np.stack([voice.profile_E for voice in settings.enrolled])
-            self._state_N = slots.enrol(self.metadata, self._state_N, voices_VE)
+            state_N = slots.enrol(self.metadata, state_N, voices_VE)
+        self._state_N = state_N
         self._partial = b""
         self._scored = 0
+
+    def _new_tracker(self, labels: list[str]) -> TurnTracker:
+        return TurnTracker(self.metadata.decision, self.metadata.num_slots, labels)
 
     # audio in
 
@@ -177,6 +179,11 @@ class Session:
         if self._steps:
             return Chunk(self._steps[0], self._state_N, self.lookahead_steps)
         return None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything left to score."""
+        return self.chunk_to_score() is not None
 
     def receive_scores(self, activity_S: FloatArray, new_state_N: FloatArray) -> None:
         """Take the answer to the chunk last given out.
@@ -322,4 +329,4 @@ class Session:
     @property
     def is_done(self) -> bool:
         """Whether it was closed and everything has been decided."""
-        return self._closing and self.chunk_to_score() is None
+        return self._closing and not self.has_work

@@ -1,7 +1,11 @@
-"""From activities to turns while they happen: open segments, revised as they grow, final when they end."""
+"""From activities to turns while they happen: open segments, revised as they grow, final when they end.
+
+Shapes: C streams there is room for, B streams with a new step, S slots.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +15,7 @@ from voiceflow.timebase import FrameGrid
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 UPDATE_STEPS = 12
 """An open segment is told again after about so many steps (0.96 s)."""
@@ -40,50 +45,147 @@ class Revision:
 Event = Segment | Revision
 
 
-@dataclass
-class _Slot:
-    """One slot of the model: its speaker, and his open span if he has one."""
+_COLUMNS: dict[str, tuple[type, int]] = {
+    "labelled": (np.bool_, 0),  # it has a speaker
+    "enrolled": (np.bool_, 0),
+    "spoken_steps": (np.int64, 0),  # length of all its spans that ended
+    "speaking": (np.bool_, 0),
+    "start": (np.int64, -1),  # of the open span, or -1
+    "last_end": (np.int64, 0),  # first step after the last active one
+    "score_sum": (np.float64, 0),
+    "pending_sum": (np.float64, 0),  # scores since last_end, counted in if the gap is filled
+    "told": (np.bool_, 0),  # whether the open span was told of
+    "told_end": (np.int64, 0),
+    "overlap": (np.bool_, 0),
+}
+"""What is known of a slot, its type and its value in a stream that has not begun."""
+_OF_SPANS = ("speaking", "start", "told", "told_end", "overlap")
+"""What is forgotten when a span ends."""
 
-    label: str | None = None
-    """Given when the slot is first told of."""
-    enrolled: bool = False
-    spoken_steps: int = 0
-    """Length of all spans that ended."""
-    speaking: bool = False
-    start: int = -1
-    last_end: int = 0
-    """First step after the last active one."""
-    score_sum: float = 0.0
-    pending_sum: float = 0.0
-    """Scores since `last_end`, counted in if the gap is filled."""
-    id: str | None = None
-    rev: int = 0
-    told_end: int = 0
-    overlap: bool = False
 
-    def close(self) -> None:
-        """Forget the span, keep the speaker."""
-        self.speaking, self.start, self.id, self.rev, self.told_end, self.overlap = False, -1, None, 0, 0, False
+class TurnTable:
+    """Decides for the slots of many streams when they speak, exactly as `scores_to_turns` does offline.
+
+    Each stream is a row; its labels and turns are kept by a `TurnTracker`.
+
+    Args:
+        decision: Thresholds.
+        num_slots: Slots of the model.
+        capacity: Rows to begin with.
+    """
+
+    def __init__(self, decision: DecisionConfig, num_slots: int, capacity: int = 1) -> None:
+        self.decision = decision
+        self.num_slots = num_slots
+        self.grid = FrameGrid()
+        self.num_steps_C = np.zeros(0, np.int64)
+        """Steps decided so far."""
+        self.columns: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros((0, num_slots), dtype) for name, (dtype, _) in _COLUMNS.items()
+        }
+        """Arrays (C, S) by name."""
+        self.grow(capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for so many rows in all; those there keep what they hold."""
+        extra = capacity - len(self.num_steps_C)
+        self.num_steps_C = np.concatenate([self.num_steps_C, np.zeros(extra, np.int64)])
+        for name, (dtype, empty) in _COLUMNS.items():
+            rows: npt.NDArray[Any] = np.full((extra, self.num_slots), empty, dtype)
+            self.columns[name] = np.concatenate([self.columns[name], rows])
+
+    def clear(self, row: int) -> None:
+        """A row for a stream that has not begun."""
+        self.num_steps_C[row] = 0
+        for name, (_, empty) in _COLUMNS.items():
+            self.columns[name][row] = empty
+
+    def push(self, rows_B: IntArray, activity_BS: FloatArray) -> list[tuple[int, int, bool]]:
+        """Take the next step of some streams.
+
+        Args:
+            rows_B: Rows of the streams, each once.
+            activity_BS: Their activities, float32.
+
+        Returns:
+            (index into `rows_B`, slot, ended) of each span to tell of: it ended, or it grew enough.
+        """
+        table = {name: column[rows_B] for name, column in self.columns.items()}
+        steps_B1 = self.num_steps_C[rows_B][:, None]
+        self.num_steps_C[rows_B] += 1
+        # Compared as float32, as `hysteresis` does: 0.6 in float32 is not above 0.6.
+        speaking = (activity_BS > self.decision.onset) | (table["speaking"] & (activity_BS >= self.decision.offset))
+        begins = speaking & (table["start"] < 0)
+        start = np.where(begins, steps_B1, table["start"])
+        is_open = start >= 0
+        score = activity_BS.astype(np.float64)
+        pending = np.where(begins, 0.0, table["pending_sum"]) + score
+        score_sum = np.where(begins, 0.0, table["score_sum"])
+        table["score_sum"] = np.where(speaking, score_sum + pending, score_sum)
+        table["pending_sum"] = np.where(speaking, 0.0, np.where(is_open, pending, table["pending_sum"]))
+        table["last_end"] = np.where(speaking, steps_B1 + 1, table["last_end"])
+        table["overlap"] |= speaking & (speaking.sum(axis=1, keepdims=True) > 1)
+        table["speaking"], table["start"] = speaking, start
+        for name in ("score_sum", "pending_sum", "last_end", "overlap", "speaking", "start"):
+            self.columns[name][rows_B] = table[name]
+        # A gap is over when it can no longer be filled.
+        min_off = round(self.decision.min_off_s / self.grid.frame_s, 6)
+        ends = is_open & ~speaking & (steps_B1 + 1 - table["last_end"] >= min_off)
+        grown = ~table["told"] | (table["last_end"] - table["told_end"] >= UPDATE_STEPS)
+        tells = is_open & ~ends & grown & self.long_enough(start, table["last_end"])
+        found_B, slots_B = np.nonzero(ends | tells)
+        return [(int(index), int(slot), bool(ends[index, slot])) for index, slot in zip(found_B, slots_B, strict=True)]
+
+    def visitors(self, rows_B: IntArray, *, silent_s: float) -> npt.NDArray[np.bool_]:
+        """Slots (B, S) heard for less than `min_speaker_s` in all, and not at all for `silent_s`."""
+        table = {name: self.columns[name][rows_B] for name in ("labelled", "enrolled", "start", "last_end")}
+        silent_BS = self.num_steps_C[rows_B][:, None] - table["last_end"] >= silent_s / self.grid.frame_s
+        found: npt.NDArray[np.bool_] = (
+            table["labelled"] & ~table["enrolled"] & (table["start"] < 0) & silent_BS & ~self.is_heard(rows_B)
+        )
+        return found
+
+    def is_heard(self, rows_B: IntArray) -> npt.NDArray[np.bool_]:
+        """Slots (B, S) heard for `min_speaker_s` in all."""
+        heard: npt.NDArray[np.bool_] = (
+            self.columns["spoken_steps"][rows_B] * self.grid.frame_s >= self.decision.min_speaker_s
+        )
+        return heard
+
+    def long_enough(self, start: Any, last_end: Any) -> Any:
+        """Whether spans are long enough to be turns."""
+        return (last_end - start) * self.grid.frame_s + 1e-9 >= self.decision.min_on_s
 
 
 class TurnTracker:
-    """Decides for each slot when it speaks, exactly as `scores_to_turns` does offline, and what it is called.
+    """The speakers of one stream and their turns: what its slots are called, and what is told of them.
 
     Args:
         decision: Thresholds.
         num_slots: Slots of the model.
         enrolled: Labels of the first slots, whose voices are known.
+        table: Where its slots are a row; by default one of its own.
+        row: Which row.
     """
 
-    def __init__(self, decision: DecisionConfig, num_slots: int, enrolled: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decision: DecisionConfig,
+        num_slots: int,
+        enrolled: Sequence[str] = (),
+        *,
+        table: TurnTable | None = None,
+        row: int = 0,
+    ) -> None:
         self.decision = decision
-        self.grid = FrameGrid()
-        self.num_steps = 0
-        """Steps decided so far."""
-        self._slots = [_Slot() for _ in range(num_slots)]
-        for slot, label in zip(self._slots, enrolled, strict=False):
-            slot.label, slot.enrolled = label, True
-        self._min_off = round(decision.min_off_s / self.grid.frame_s, 6)
+        self._table = table or TurnTable(decision, num_slots)
+        self._row = row
+        self._table.clear(row)
+        self._labels: list[str | None] = [*enrolled, *([None] * (num_slots - len(enrolled)))]
+        self._ids: list[str] = [""] * num_slots
+        self._revs = [0] * num_slots
+        for name in ("labelled", "enrolled"):
+            self._column(name)[: len(enrolled)] = True
         self._count = 0
         self._num_named = 0
         self.final: list[Segment] = []
@@ -91,38 +193,29 @@ class TurnTracker:
         self.as_told: list[Turn] = []
         """The same turns under the labels they were first told with."""
 
+    @property
+    def num_steps(self) -> int:
+        """Steps decided so far."""
+        return int(self._table.num_steps_C[self._row])
+
+    def take_over(self, other: "TurnTracker") -> None:
+        """Know what another tracker knows; its row has been copied."""
+        for name in ("_labels", "_ids", "_revs", "final", "as_told"):
+            setattr(self, name, list(getattr(other, name)))
+        self._count, self._num_named = other._count, other._num_named
+
     def push(self, activity_S: FloatArray) -> list[Event]:
         """Take the activities of the next step, shape (slots,), and return what changed."""
-        step = self.num_steps
-        changed: list[Event] = []
-        self.num_steps += 1
-        # Compared as float32, as `hysteresis` does: 0.6 in float32 is not above 0.6.
-        begins_S, lasts_S = activity_S > self.decision.onset, activity_S >= self.decision.offset
-        for index, slot in enumerate(self._slots):
-            score = float(activity_S[index])
-            slot.speaking = bool(begins_S[index] or (slot.speaking and lasts_S[index]))
-            if slot.speaking:
-                if slot.start < 0:
-                    slot.start, slot.score_sum, slot.pending_sum = step, 0.0, 0.0
-                slot.score_sum += slot.pending_sum + score
-                slot.pending_sum, slot.last_end = 0.0, step + 1
-            elif slot.start >= 0:
-                slot.pending_sum += score
-        talking = [slot for slot in self._slots if slot.speaking]
-        for slot in self._slots:
-            if slot.start < 0:
-                continue
-            slot.overlap = slot.overlap or (slot.speaking and len(talking) > 1)
-            # A gap is over when it can no longer be filled.
-            if not slot.speaking and self.num_steps - slot.last_end >= self._min_off:
-                changed += self._end(slot)
-            elif self._long_enough(slot) and (slot.id is None or slot.last_end - slot.told_end >= UPDATE_STEPS):
-                changed.append(self._tell(slot, final=False))
-        return changed
+        found = self._table.push(np.array([self._row]), activity_S[None])
+        return [event for _, slot, ended in found for event in self.tell(slot, ended=ended)]
+
+    def tell(self, slot: int, *, ended: bool) -> list[Event]:
+        """What there is to say of a slot's open span: that it ended, or how long it is by now."""
+        return self._end(slot) if ended else [self._tell(slot, final=False)]
 
     def end(self) -> list[Event]:
         """End every open span with its last active step: the stream, or this part of it, is over."""
-        return [segment for slot in self._slots if slot.start >= 0 for segment in self._end(slot)]
+        return [event for slot in np.flatnonzero(self._column("start") >= 0) for event in self._end(int(slot))]
 
     # speakers
 
@@ -133,30 +226,19 @@ class TurnTracker:
 
     def visitors(self, *, silent_s: float) -> list[int]:
         """Slots heard for less than `min_speaker_s` in all, and not at all for `silent_s`."""
-        silent_steps = silent_s / self.grid.frame_s
-        return [
-            index
-            for index, slot in enumerate(self._slots)
-            if slot.label is not None
-            and not slot.enrolled
-            and slot.start < 0
-            and slot.spoken_steps * self.grid.frame_s < self.decision.min_speaker_s
-            and self.num_steps - slot.last_end >= silent_steps
-        ]
+        [visitor_S] = self._table.visitors(np.array([self._row]), silent_s=silent_s)
+        return [int(slot) for slot in np.flatnonzero(visitor_S)]
 
     def established(self) -> list[int]:
         """Slots that are surely somebody: heard for `min_speaker_s`, or enrolled."""
-        return [
-            index
-            for index, slot in enumerate(self._slots)
-            if slot.label is not None
-            and (slot.enrolled or slot.spoken_steps * self.grid.frame_s >= self.decision.min_speaker_s)
-        ]
+        [heard_S] = self._table.is_heard(np.array([self._row]))
+        is_somebody_S = self._column("labelled") & (self._column("enrolled") | heard_S)
+        return [int(slot) for slot in np.flatnonzero(is_somebody_S)]
 
     def nearest(self, slot: int, others: Sequence[int]) -> int:
         """The one of `others` who spoke nearest in time to the last turn of a slot's speaker."""
-        label_of = {self._slots[other].label: other for other in others}
-        last = next(s.turn for s in reversed(self.final) if s.turn.speaker == self._slots[slot].label)
+        label_of = {self._labels[other]: other for other in others}
+        last = next(s.turn for s in reversed(self.final) if s.turn.speaker == self._labels[slot])
         candidates = [s.turn for s in self.final if s.turn.speaker in label_of]
         turn = min(
             candidates,
@@ -167,59 +249,76 @@ class TurnTracker:
 
     def is_enrolled(self, slot: int) -> bool:
         """Whether the slot's voice was known before the stream began."""
-        return self._slots[slot].enrolled
+        return bool(self._column("enrolled")[slot])
 
     def is_open(self, slot: int) -> bool:
         """Whether the slot has an open span."""
-        return self._slots[slot].start >= 0
+        return bool(self._column("start")[slot] >= 0)
 
     def merge(self, slot: int, into: int) -> Revision:
         """The speaker of one slot is that of another: relabel his turns; slots behind his move up."""
-        gone, stays = self._slots[slot], self._slots[into]
-        assert gone.label is not None
-        assert stays.label is not None
+        gone, stays = self._labels[slot], self._labels[into]
+        assert gone is not None
+        assert stays is not None
         assert slot != into
-        assert gone.start < 0
+        assert not self.is_open(slot)
         revised = []
         for index, segment in enumerate(self.final):
-            if segment.turn.speaker == gone.label:
-                turn = replace(segment.turn, speaker=stays.label)
+            if segment.turn.speaker == gone:
+                turn = replace(segment.turn, speaker=stays)
                 self.final[index] = replace(segment, rev=segment.rev + 1, turn=turn)
                 revised.append(self.final[index])
-        stays.spoken_steps += gone.spoken_steps
-        del self._slots[slot]
-        self._slots.append(_Slot())
-        return Revision(gone.label, stays.label, tuple(revised))
+        self._column("spoken_steps")[into] += self._column("spoken_steps")[slot]
+        for values in (self._labels, self._ids, self._revs):
+            del values[slot]
+        self._labels.append(None)
+        self._ids.append("")
+        self._revs.append(0)
+        for name, (_, empty) in _COLUMNS.items():
+            column_S = self._column(name)
+            column_S[slot:-1] = column_S[slot + 1 :].copy()
+            column_S[-1] = empty
+        return Revision(gone, stays, tuple(revised))
 
     @property
     def stable_s(self) -> float:
         """Start of the earliest open span, or of the first undecided step."""
-        return self.grid.start_s(min([self.num_steps, *(slot.start for slot in self._slots if slot.start >= 0)]))
+        start_S = self._column("start")
+        return self._table.grid.start_s(min([self.num_steps, *start_S[start_S >= 0].tolist()]))
 
-    def _long_enough(self, slot: _Slot) -> bool:
-        return (slot.last_end - slot.start) * self.grid.frame_s + 1e-9 >= self.decision.min_on_s
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        """A view of this stream's values."""
+        column_S: npt.NDArray[Any] = self._table.columns[name][self._row]
+        return column_S
 
-    def _end(self, slot: _Slot) -> list[Event]:
+    def _end(self, slot: int) -> list[Event]:
         events: list[Event] = []
-        if self._long_enough(slot):
+        start, last_end = int(self._column("start")[slot]), int(self._column("last_end")[slot])
+        if self._table.long_enough(start, last_end):
             segment = self._tell(slot, final=True)
-            slot.spoken_steps += slot.last_end - slot.start
+            self._column("spoken_steps")[slot] += last_end - start
             self.final.append(segment)
             self.as_told.append(segment.turn)
             events.append(segment)
-        slot.close()
+        for name in _OF_SPANS:
+            self._column(name)[slot] = _COLUMNS[name][1]
         return events
 
-    def _tell(self, slot: _Slot, *, final: bool) -> Segment:
-        if slot.label is None:
-            slot.label = f"speaker_{self._num_named}"
+    def _tell(self, slot: int, *, final: bool) -> Segment:
+        label = self._labels[slot]
+        if label is None:
+            label = self._labels[slot] = f"speaker_{self._num_named}"
             self._num_named += 1
-        if slot.id is None:
+            self._column("labelled")[slot] = True
+        if not self._column("told")[slot]:
             self._count += 1
-            slot.id = f"seg_{self._count}"
+            self._ids[slot], self._revs[slot] = f"seg_{self._count}", 0
+            self._column("told")[slot] = True
         else:
-            slot.rev += 1
-        slot.told_end = slot.last_end
-        confidence = round(slot.score_sum / (slot.last_end - slot.start), 4)
-        turn = Turn(self.grid.start_s(slot.start), self.grid.start_s(slot.last_end), slot.label, confidence)
-        return Segment(slot.id, slot.rev, turn, final, slot.overlap)
+            self._revs[slot] += 1
+        start, last_end = int(self._column("start")[slot]), int(self._column("last_end")[slot])
+        self._column("told_end")[slot] = last_end
+        confidence = round(float(self._column("score_sum")[slot]) / (last_end - start), 4)
+        grid = self._table.grid
+        turn = Turn(grid.start_s(start), grid.start_s(last_end), label, confidence)
+        return Segment(self._ids[slot], self._revs[slot], turn, final, bool(self._column("overlap")[slot]))

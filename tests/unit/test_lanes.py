@@ -1,0 +1,202 @@
+"""Lanes against sessions: the same packets, the same events, to the bit."""
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voiceflow.errors import AudioFormatError, StreamError
+from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.session import Session, StreamSettings, Voice
+from voiceflow.turns import Turn
+
+LATENCIES = (0.32, 0.64, 1.04)
+
+
+@dataclass
+class Pair:
+    """A stream told the same as a session and as a lane."""
+
+    session: Session
+    lane: Lane
+    events: list = field(default_factory=list)
+    lane_events: list = field(default_factory=list)
+
+    def both(self, method, *arguments, **options):
+        for stream in (self.session, self.lane):
+            getattr(stream, method)(*arguments, **options)
+
+    def collect(self):
+        self.events += self.session.events_to_send()
+        self.lane_events += self.lane.events_to_send()
+
+
+def score_all(pairs, lanes, model, max_batch=256):
+    for pair in pairs:
+        while (chunk := pair.session.chunk_to_score()) is not None:
+            activity, state = model.step(chunk.features_F[None], chunk.state_N[None], np.array([chunk.lookahead_steps]))
+            pair.session.receive_scores(activity[0], state[0])
+    while (batch := lanes.gather(max_batch=max_batch)) is not None:
+        lanes.scatter(*model.step(*batch))
+    for pair in pairs:
+        pair.collect()
+
+
+def check(pair):
+    assert pair.lane_events == pair.events
+    assert pair.lane.turns == pair.session.turns
+    assert pair.lane.turns_as_told == pair.session.turns_as_told
+    for name in ("received_s", "answered_s", "stable_s", "waiting_s", "num_speakers", "is_done"):
+        assert getattr(pair.lane, name) == getattr(pair.session, name), name
+
+
+def pcm(samples, encoding):
+    if encoding == "pcm_f32le":
+        return samples.astype("<f4").tobytes()
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+plans = st.lists(
+    st.fixed_dictionaries(
+        {
+            "encoding": st.sampled_from(["pcm_s16le", "pcm_f32le"]),
+            "sample_rate_hz": st.sampled_from([16_000, 16_000, 16_000, 8_000]),
+            "latency_s": st.sampled_from(LATENCIES),
+            "max_speakers": st.sampled_from([None, None, 1, 3]),
+            "begin": st.integers(0, 200_000),
+            "packets": st.lists(st.integers(1, 9_000), min_size=1, max_size=12),
+            "finalize_after": st.integers(0, 20),
+            "close": st.booleans(),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(plans=plans, max_batch=st.integers(1, 6), together=st.integers(1, 4))
+def test_lanes_say_what_sessions_say(model, talk, plans, max_batch, together):
+    lanes = Lanes(model.metadata, capacity=1)
+    pairs, audio = [], []
+    for plan in plans:
+        wanted = {key: plan[key] for key in ("encoding", "sample_rate_hz", "latency_s", "max_speakers")}
+        pairs.append(Pair(Session(StreamSettings(**wanted), model.metadata), lanes.open(StreamSettings(**wanted))))
+        audio.append(pcm(talk[plan["begin"] :], plan["encoding"]))
+    for turn in range(max(len(plan["packets"]) for plan in plans)):
+        for pair, plan, data in zip(pairs, plans, audio, strict=True):
+            if turn < len(plan["packets"]):
+                start = sum(plan["packets"][:turn])
+                pair.both("receive_audio", data[start : start + plan["packets"][turn]])
+                if turn == plan["finalize_after"]:
+                    pair.both("finalize")
+        if turn % together == 0:
+            score_all(pairs, lanes, model, max_batch)
+            for pair in pairs:
+                check(pair)
+    for pair, plan in zip(pairs, plans, strict=True):
+        if plan["close"]:
+            pair.both("close")
+    score_all(pairs, lanes, model, max_batch)
+    for pair in pairs:
+        check(pair)
+
+
+def test_a_whole_conversation_beside_others(model, talk):
+    """Long enough for revisions, repairs and enrolled voices; many lanes, so that rows are made and moved."""
+    lanes = Lanes(model.metadata, capacity=2)
+    voice = Voice("Ada", np.eye(96, dtype=np.float32)[0])
+    pairs = []
+    for number in range(5):
+        wanted = StreamSettings("pcm_f32le", latency_s=LATENCIES[number % 3], enrolled=(voice,) if number == 4 else ())
+        pairs.append(Pair(Session(wanted, model.metadata), lanes.open(wanted)))
+    for start in range(0, len(talk), 16_000):
+        for number, pair in enumerate(pairs):
+            pair.both("receive_samples", np.roll(talk, 40_000 * number)[start : start + 16_000])
+        score_all(pairs, lanes, model)
+    for number, pair in enumerate(pairs):
+        pair.both("close", keep_labels=number == 3)
+    score_all(pairs, lanes, model)
+    assert any(event for pair in pairs for event in pair.events)
+    for pair in pairs:
+        check(pair)
+        assert pair.lane.is_done
+
+
+def test_a_row_is_as_new_for_the_next_stream(model, talk):
+    lanes = Lanes(model.metadata, capacity=1)
+    first = lanes.open(StreamSettings("pcm_f32le"))
+    first.receive_samples(talk[:64_000])
+    while (batch := lanes.gather(max_batch=4)) is not None:
+        lanes.scatter(*model.step(*batch))
+    lanes.leave(first)
+    assert len(lanes) == 0
+    second = Pair(Session(StreamSettings("pcm_f32le"), model.metadata), lanes.open(StreamSettings("pcm_f32le")))
+    assert second.lane.row == first.row
+    second.both("receive_samples", talk[30_000:90_000])
+    second.both("close")
+    score_all([second], lanes, model)
+    check(second)
+
+
+def test_a_lane_that_leaves_while_it_is_scored_disturbs_nobody(model, talk):
+    lanes = Lanes(model.metadata, capacity=2)
+    gone = lanes.open(StreamSettings("pcm_f32le"))
+    pair = Pair(Session(StreamSettings("pcm_f32le"), model.metadata), lanes.open(StreamSettings("pcm_f32le")))
+    gone.receive_samples(talk[:1280])
+    pair.both("receive_samples", talk[:48_000])
+    batch = lanes.gather(max_batch=4)
+    lanes.leave(gone)
+    newcomer = lanes.open(StreamSettings("pcm_f32le"))
+    assert newcomer.row not in (gone.row, pair.lane.row)
+    lanes.scatter(*model.step(*batch))
+    pair.both("close")
+    score_all([pair], lanes, model)
+    check(pair)
+
+
+def test_a_twin_ends_without_ending_the_lane(model, talk):
+    lanes = Lanes(model.metadata, capacity=1)
+    pair = Pair(Session(StreamSettings("pcm_f32le"), model.metadata), lanes.open(StreamSettings("pcm_f32le")))
+    pair.both("receive_samples", talk[:100_500])
+    score_all([pair], lanes, model)
+    twin = lanes.twin(pair.lane)
+    expected = Pair(copy.deepcopy(pair.session), twin)
+    expected.both("close", keep_labels=True)
+    score_all([expected], lanes, model)
+    check(expected)
+    assert twin.is_done
+    lanes.leave(twin)
+    pair.both("receive_samples", talk[100_500:])
+    pair.both("close")
+    score_all([pair], lanes, model)
+    check(pair)
+
+
+def test_lanes_refuse_what_sessions_refuse(model):
+    lanes = Lanes(model.metadata)
+    with pytest.raises(StreamError, match="max_speakers"):
+        lanes.open(StreamSettings(max_speakers=99))
+    assert len(lanes) == 0
+    lane = lanes.open(StreamSettings("pcm_f32le"))
+    lane.receive_audio(np.zeros(10, "<f4").tobytes() + b"\0")
+    with pytest.raises(AudioFormatError):
+        lane.receive_audio(np.array([np.nan, 0.0], "<f4").tobytes()[1:])
+    assert lane.received_s == pytest.approx(10 / 16_000)
+    lane.close()
+    with pytest.raises(StreamError, match="after close"):
+        lane.receive_audio(b"\0\0\0\0")
+
+
+def test_turns_are_turns(model, talk):
+    lanes = Lanes(model.metadata)
+    lane = lanes.open(StreamSettings("pcm_f32le"))
+    lane.receive_samples(talk)
+    lane.close()
+    while (batch := lanes.gather(max_batch=1)) is not None:
+        lanes.scatter(*model.step(*batch))
+    assert lane.turns
+    assert all(isinstance(turn, Turn) for turn in lane.turns)

@@ -1,0 +1,364 @@
+"""All streams of a process side by side: their audio, state and decisions are rows of arrays.
+
+A `Lane` has the methods of a `Session` and says the same, to the bit; what many lanes need at once is
+done for all of them in one operation: features, the model's step, and what became of each slot.
+
+lanes = Lanes(metadata)
+lane = lanes.open(settings)
+lane.receive_audio(packet)
+while (batch := lanes.gather(max_batch=256)) is not None:       # the caller scores
+    lanes.scatter(*model.step(*batch))
+for event in lane.events_to_send(): ...
+
+Shapes: C rows there is room for, B lanes with a step to score, S slots, N state values.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voiceflow.audio import SAMPLE_BYTES, decode_pcm
+from voiceflow.contract import ModelMetadata
+from voiceflow.errors import StreamError
+from voiceflow.features import FeatureRows
+from voiceflow.streaming.batch import Batch
+from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, Chunk, Session, StreamSettings
+from voiceflow.streaming.speakers import TurnTable, TurnTracker
+from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, samples_to_seconds
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+FIRST_CAPACITY = 64
+
+
+class Lane(Session):
+    """A session whose audio, state and open spans are a row of `Lanes`; made by `Lanes.open`."""
+
+    def __init__(self, settings: StreamSettings, lanes: "Lanes", row: int) -> None:
+        self.lanes = lanes
+        self.row = row
+        self._audio = bytearray()
+        """Not yet scored, as it came; as float32 where it was resampled."""
+        self.width = 4
+        self._num_samples = 0
+        super().__init__(settings, lanes.metadata)
+        if settings.sample_rate_hz == SAMPLE_RATE_HZ:
+            self.width = SAMPLE_BYTES[settings.encoding]
+        lanes.lookahead_C[row] = self.lookahead_steps
+
+    def _new_tracker(self, labels: list[str]) -> TurnTracker:
+        return TurnTracker(
+            self.metadata.decision, self.metadata.num_slots, labels, table=self.lanes.table, row=self.row
+        )
+
+    @property
+    def _state_N(self) -> FloatArray:
+        state_N: FloatArray = self.lanes.state_CN[self.row]
+        return state_N
+
+    @_state_N.setter
+    def _state_N(self, state_N: FloatArray) -> None:
+        self.lanes.state_CN[self.row] = state_N
+
+    @property
+    def _scored(self) -> int:
+        return int(self.lanes.scored_C[self.row])
+
+    @_scored.setter
+    def _scored(self, scored: int) -> None:
+        self.lanes.scored_C[self.row] = scored
+
+    # audio in
+
+    def receive_audio(self, data: bytes) -> None:
+        """See `Session.receive_audio`."""
+        if self._closing:
+            raise StreamError("closed", "expected no audio after close; open another stream")
+        if self.settings.sample_rate_hz != SAMPLE_RATE_HZ:
+            super().receive_audio(data)
+            return
+        if self.width == 4:
+            partial = len(self._audio) % 4
+            whole = bytes(self._audio[len(self._audio) - partial :]) + data
+            decode_pcm(whole[: len(whole) // 4 * 4], "pcm_f32le")  # refuses what is not finite
+        before = len(self._audio) // self.width
+        self._audio += data
+        self._count(len(self._audio) // self.width - before)
+
+    def receive_samples(self, samples_N: FloatArray) -> None:
+        """See `Session.receive_samples`; for lanes of float samples."""
+        assert self.width == 4
+        self._audio += samples_N.astype("<f4").tobytes()
+        self._count(len(samples_N))
+
+    def _count(self, num_samples: int) -> None:
+        self._num_samples += num_samples
+        self.lanes.waiting_C[self.row] = len(self._audio) // self.width // STEP_SAMPLES
+
+    def finalize(self) -> None:
+        """See `Session.finalize`."""
+        super().finalize()
+        self.lanes.ending[self.row] = self
+
+    def close(self, *, keep_labels: bool = False) -> None:
+        """See `Session.close`."""
+        if self._closing:
+            return
+        self._keep_labels = keep_labels
+        if self.settings.sample_rate_hz != SAMPLE_RATE_HZ:
+            self.receive_samples(self._resampler.push(np.zeros(0, np.float32), last=True))
+        self._closing = True
+        num_samples = len(self._audio) // self.width
+        self.lanes.waiting_C[self.row] = -(-num_samples // STEP_SAMPLES)
+        self.finalize()
+
+    # the work between
+
+    def chunk_to_score(self) -> Chunk | None:
+        """Not for lanes: they are scored together."""
+        raise NotImplementedError("lanes are scored by Lanes.gather and Lanes.scatter")
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything left to score."""
+        return bool(self.lanes.waiting_C[self.row]) or self._flush is not None or self._flush_wanted
+
+    def take_step(self) -> bytes:
+        """The bytes of the next step; fewer than a step's where the stream ends."""
+        size = STEP_SAMPLES * self.width
+        piece = bytes(self._audio[:size])
+        del self._audio[:size]
+        self.lanes.waiting_C[self.row] -= 1
+        return piece[: len(piece) // self.width * self.width]
+
+    def begin_flush_if_due(self) -> bool:
+        """Begin the look past the end once all audio is scored; whether one is under way."""
+        if self._flush is None and self._flush_wanted and not self.lanes.waiting_C[self.row]:
+            self._begin_flush()
+        return self._flush is not None
+
+    @property
+    def flush_state(self) -> FloatArray:
+        """State of the look past the end."""
+        assert self._flush is not None
+        return self._flush.state_N
+
+    def tell(self, slot: int, *, ended: bool) -> None:
+        """Note what there is to say of a slot's open span."""
+        self._events += self._tracker.tell(slot, ended=ended)
+
+    def repair(self, *, silent_s: float) -> None:
+        """See `Session`: merge speakers that turned out to be one."""
+        self._repair(silent_s=silent_s)
+
+    def take_over(self, other: "Lane") -> None:
+        """Become what another lane is; its row has been copied."""
+        self._audio, self._num_samples = other._audio[:], other._num_samples
+        self._partial, self._resampler = other._partial, copy.deepcopy(other._resampler)
+        self._flush, self._flush_wanted = copy.copy(other._flush), other._flush_wanted
+        self._closing, self._keep_labels = other._closing, other._keep_labels
+        self._tracker.take_over(other._tracker)
+        if self.has_work:
+            self.lanes.ending[self.row] = self
+
+    # results out
+
+    @property
+    def received_s(self) -> float:
+        """See `Session.received_s`."""
+        return samples_to_seconds(self._num_samples)
+
+    @property
+    def waiting_s(self) -> float:
+        """See `Session.waiting_s`."""
+        return int(self.lanes.waiting_C[self.row]) * STEP_S
+
+    @property
+    def is_done(self) -> bool:
+        """See `Session.is_done`."""
+        return self._closing and not self.has_work
+
+
+class Lanes:
+    """Rows for all streams of a process.
+
+    Args:
+        metadata: What the model file says of itself.
+        capacity: Rows to begin with; more are made when they are needed.
+    """
+
+    def __init__(self, metadata: ModelMetadata, *, capacity: int = FIRST_CAPACITY) -> None:
+        self.metadata = metadata
+        self.table = TurnTable(metadata.decision, metadata.num_slots, capacity)
+        self.state_CN = np.zeros((capacity, metadata.state_dims), np.float32)
+        self.waiting_C = np.zeros(capacity, np.int64)
+        """Steps of audio not yet scored."""
+        self.scored_C = np.zeros(capacity, np.int64)
+        self.lookahead_C = np.zeros(capacity, np.int64)
+        self.ending: dict[int, Lane] = {}
+        """Lanes that look past their end, or will once their audio is scored."""
+        self._features = FeatureRows(capacity)
+        self._lanes: dict[int, Lane] = {}
+        self._free = list(range(capacity - 1, -1, -1))
+        self._asked: tuple[list[Lane], IntArray] | None = None
+        self._left: list[int] = []
+        """Rows of lanes that left while their scores were awaited."""
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def open(self, settings: StreamSettings) -> Lane:
+        """A stream that begins.
+
+        Raises:
+            StreamError: For settings that are not served.
+        """
+        if not self._free:
+            self._grow(2 * len(self.waiting_C))
+        row = self._free.pop()
+        try:
+            lane = Lane(settings, self, row)
+        except Exception:
+            self._clear(row)
+            raise
+        self._lanes[row] = lane
+        return lane
+
+    def twin(self, lane: Lane) -> Lane:
+        """Another stream that has heard and said what this one has, to look at its end while it goes on."""
+        twin = self.open(lane.settings)
+        row, to = lane.row, twin.row
+        counts: list[npt.NDArray[Any]] = [self.waiting_C, self.scored_C, self.table.num_steps_C]
+        for array in [self.state_CN, *counts, *self.table.columns.values()]:
+            array[to] = array[row]
+        self._features.copy(row, to)
+        twin.take_over(lane)
+        return twin
+
+    def leave(self, lane: Lane) -> None:
+        """Forget a stream."""
+        if self._lanes.get(lane.row) is not lane:
+            return
+        del self._lanes[lane.row]
+        self.ending.pop(lane.row, None)
+        self.waiting_C[lane.row] = 0
+        if self._asked is None:
+            self._clear(lane.row)
+        else:
+            self._left.append(lane.row)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any lane has something to score."""
+        return bool(self.ending) or bool(self.waiting_C.any())
+
+    @property
+    def most_waiting_s(self) -> float:
+        """Audio not yet scored of the lane that has most of it, in seconds."""
+        return float(self.waiting_C.max()) * STEP_S
+
+    def gather(self, *, max_batch: int) -> Batch | None:
+        """Inputs of one step of the lanes that have one, at most `max_batch`; scores are expected next.
+
+        A batch may be scored again, elsewhere, if its scoring fails.
+        """
+        assert self._asked is None
+        flushing = [lane for lane in tuple(self.ending.values()) if lane.begin_flush_if_due()]
+        waits_C = self.waiting_C > 0
+        waits_C[[lane.row for lane in flushing]] = False
+        for row in [row for row, lane in self.ending.items() if not lane.has_work]:
+            del self.ending[row]
+        flushing = flushing[:max_batch]
+        rows_B = np.flatnonzero(waits_C)
+        if len(rows_B) > max_batch - len(flushing):  # those left out come first next time
+            first = int(np.searchsorted(rows_B, self._next))
+            rows_B = np.roll(rows_B, -first)[: max_batch - len(flushing)]
+            self._next = int(rows_B[-1]) + 1 if len(rows_B) else 0
+        if not flushing and not len(rows_B):
+            return None
+        features = [np.broadcast_to(SILENCE_F, (len(flushing), len(SILENCE_F)))]
+        if len(rows_B):
+            samples_BN, lengths_B = _decode([self._lanes[row] for row in rows_B.tolist()])
+            features.append(self._features.push(rows_B, samples_BN, lengths_B))
+        states = [lane.flush_state[None] for lane in flushing] + [self.state_CN[rows_B]]
+        lookahead_B = np.concatenate([[lane.lookahead_steps for lane in flushing], self.lookahead_C[rows_B]])
+        self._asked = (flushing, rows_B)
+        return np.concatenate(features), np.concatenate(states), lookahead_B.astype(np.int64)
+
+    def scatter(self, activity_BS: FloatArray, state_BN: FloatArray) -> list[Lane]:
+        """Take the scores of the batch last gathered; returns its lanes."""
+        assert self._asked is not None
+        flushing, rows_B = self._asked
+        for lane, activity_S, state_N in zip(flushing, activity_BS, state_BN, strict=False):
+            lane.receive_scores(activity_S, state_N)
+        activity_BS, state_BN = activity_BS[len(flushing) :], state_BN[len(flushing) :]
+        self.state_CN[rows_B] = state_BN
+        answered_B = self.scored_C[rows_B] - self.lookahead_C[rows_B]
+        self.scored_C[rows_B] += 1
+        # The first answers tell of steps before the stream began; after a flush, of steps decided already.
+        new_B = answered_B >= self.table.num_steps_C[rows_B]
+        told_B = rows_B[new_B]
+        for index, slot, ended in self.table.push(told_B, activity_BS[new_B]):
+            if (row := int(told_B[index])) in self._lanes:
+                self._lanes[row].tell(slot, ended=ended)
+        self._repair(rows_B[self.scored_C[rows_B] % REPAIR_STEPS == 0])
+        return self._done()
+
+    def give_up(self) -> list[Lane]:
+        """The batch last gathered will not be scored: its lanes cannot go on, and are returned to be left."""
+        return self._done()
+
+    def _done(self) -> list[Lane]:
+        """Lanes of the batch that are still there; rows of those that left are free now."""
+        assert self._asked is not None
+        (flushing, rows_B), self._asked = self._asked, None
+        for row in self._left:
+            self._clear(row)
+        self._left.clear()
+        lanes = flushing + [self._lanes[row] for row in rows_B.tolist() if row in self._lanes]
+        return [lane for lane in lanes if self._lanes.get(lane.row) is lane]
+
+    def _repair(self, rows_B: IntArray) -> None:
+        silent_s = self.metadata.decision.forget_after_s
+        if self.metadata.decision.merge_cosine >= 1.0:
+            rows_B = rows_B[self.table.visitors(rows_B, silent_s=silent_s).any(axis=1)]
+        for row in rows_B.tolist():
+            if row in self._lanes:
+                self._lanes[row].repair(silent_s=silent_s)
+
+    def _clear(self, row: int) -> None:
+        self.table.clear(row)
+        self._features.clear(row)
+        self.state_CN[row], self.waiting_C[row], self.scored_C[row] = 0.0, 0, 0
+        self._free.append(row)
+
+    def _grow(self, capacity: int) -> None:
+        before = len(self.waiting_C)
+        extra = capacity - before
+        self.table.grow(capacity)
+        self._features.grow(capacity)
+        self.state_CN = np.concatenate([self.state_CN, np.zeros((extra, self.state_CN.shape[1]), np.float32)])
+        for name in ("waiting_C", "scored_C", "lookahead_C"):
+            setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
+        self._free += range(capacity - 1, before - 1, -1)
+
+
+def _decode(lanes: Sequence[Lane]) -> tuple[FloatArray, IntArray | None]:
+    """The next step of each lane: samples (B, 1280), and how many of them were heard if not all."""
+    samples_BN = np.zeros((len(lanes), STEP_SAMPLES), np.float32)
+    lengths_B = np.full(len(lanes), STEP_SAMPLES)
+    for width, encoding in ((2, "pcm_s16le"), (4, "pcm_f32le")):
+        indices = [index for index, lane in enumerate(lanes) if lane.width == width]
+        if not indices:
+            continue
+        pieces = [lanes[index].take_step() for index in indices]
+        for index, piece in zip(indices, pieces, strict=True):
+            lengths_B[index] = len(piece) // width
+        data = b"".join(piece.ljust(STEP_SAMPLES * width, b"\0") for piece in pieces)
+        samples_BN[indices] = decode_pcm(data, encoding).reshape(len(indices), STEP_SAMPLES)
+    return samples_BN, None if (lengths_B == STEP_SAMPLES).all() else lengths_B
