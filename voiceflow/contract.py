@@ -68,6 +68,11 @@ class ModelMetadata(Section):
             offset += part.size
         raise ValueError(f"expected a state part of {[part.name for part in self.state]}, got {name!r}")
 
+    @property
+    def embedding_dims(self) -> int:
+        """Float32 values of one voice."""
+        return next(part.size for part in self.state if part.name == "profiles") // self.num_slots
+
     def summary(self) -> dict[str, Any]:
         """The `model` object of answers."""
         return {"name": self.name, "version": self.version, "precision": self.precision}

@@ -1,5 +1,7 @@
 """Log-mel features, 80 bins every 10 ms: one implementation for training, files and streams."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
@@ -75,26 +77,24 @@ class FeatureRows:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._history_CN = np.zeros((0, HISTORY_SAMPLES), np.float32)
-        self._offset_state_C1 = np.zeros((0, 1), np.float32)
-        self._begun_C = np.zeros(0, np.bool_)
+        self.columns: dict[str, npt.NDArray[Any]] = {
+            "history": np.zeros((0, HISTORY_SAMPLES), np.float32),
+            "offset_state": np.zeros((0, 1), np.float32),
+            "begun": np.zeros(0, np.bool_),
+        }
+        """What each stream needs for its next step; zeros before it begins."""
         self.grow(capacity)
 
     def grow(self, capacity: int) -> None:
         """Make room for so many rows in all; those there keep what they hold."""
-        extra = capacity - len(self._begun_C)
-        self._history_CN = np.concatenate([self._history_CN, np.zeros((extra, HISTORY_SAMPLES), np.float32)])
-        self._offset_state_C1 = np.concatenate([self._offset_state_C1, np.zeros((extra, 1), np.float32)])
-        self._begun_C = np.concatenate([self._begun_C, np.zeros(extra, np.bool_)])
+        for name, column in self.columns.items():
+            extra = np.zeros((capacity - len(column), *column.shape[1:]), column.dtype)
+            self.columns[name] = np.concatenate([column, extra])
 
     def clear(self, row: int) -> None:
         """A row for a stream that has not begun."""
-        self._history_CN[row], self._offset_state_C1[row], self._begun_C[row] = 0.0, 0.0, False
-
-    def copy(self, row: int, to: int) -> None:
-        """Let a row go on from where another one is."""
-        for array in (self._history_CN, self._offset_state_C1, self._begun_C):
-            array[to] = array[row]
+        for column in self.columns.values():
+            column[row] = 0
 
     def push(self, rows_B: IntArray, samples_BN: FloatArray, lengths_B: IntArray | None = None) -> FloatArray:
         """The features of one more step of some streams.
@@ -107,16 +107,16 @@ class FeatureRows:
         Returns:
             Shape (B, 640).
         """
-        begin = ~self._begun_C[rows_B]
-        state_B1 = self._offset_state_C1[rows_B]
+        begin = ~self.columns["begun"][rows_B]
+        state_B1 = self.columns["offset_state"][rows_B]
         state_B1[begin] = -samples_BN[begin, :1]
         cleaned_BN, state_B1 = scipy.signal.lfilter(*_OFFSET_FILTER, samples_BN, axis=1, zi=state_B1)
         if lengths_B is not None:
             cleaned_BN[np.arange(STEP_SAMPLES) >= lengths_B[:, None]] = 0.0
-        blocks_BN = np.concatenate([self._history_CN[rows_B], cleaned_BN], axis=1)
-        self._history_CN[rows_B] = blocks_BN[:, -HISTORY_SAMPLES:]
-        self._offset_state_C1[rows_B] = state_B1
-        self._begun_C[rows_B] = True
+        blocks_BN = np.concatenate([self.columns["history"][rows_B], cleaned_BN], axis=1)
+        self.columns["history"][rows_B] = blocks_BN[:, -HISTORY_SAMPLES:]
+        self.columns["offset_state"][rows_B] = state_B1
+        self.columns["begun"][rows_B] = True
         return log_mel(blocks_BN).reshape(len(rows_B), STEP_FEATURES)
 
 

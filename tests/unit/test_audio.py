@@ -85,3 +85,17 @@ def test_resampling_a_stream_does_not_depend_on_packet_sizes(sizes, rate):
 
 def test_pcm_is_scaled_to_one():
     assert decode_pcm(np.array([-32768, 0, 16384], "<i2").tobytes(), "pcm_s16le").tolist() == [-1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("cut_s", [0.03, 0.3, 2.001])
+def test_a_resampler_goes_on_where_another_one_was(rate, cut_s):
+    noise = np.random.default_rng(rate).normal(0.0, 0.1, 3 * rate).astype(np.float32)
+    cut = int(cut_s * rate)
+    one, other = StreamResampler(rate), StreamResampler(rate)
+    one.push(noise[:cut])
+    other.from_plain(one.to_plain())
+    expected = one.push(noise[cut:], last=True)
+    got = other.push(noise[cut:], last=True)
+    assert len(got) == len(expected)
+    assert np.abs(got - expected).max() < 1e-6

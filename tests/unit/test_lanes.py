@@ -176,6 +176,64 @@ def test_a_twin_ends_without_ending_the_lane(model, talk):
     check(pair)
 
 
+@pytest.mark.parametrize("cut", [700, 70_001, 120_000])
+def test_a_saved_stream_goes_on_elsewhere_with_the_same_turns(model, talk, cut):
+    """Saved at any moment, with audio that waits, and restored where another stream has been."""
+    data = pcm(talk, "pcm_s16le")
+    here, there = Lanes(model.metadata, capacity=1), Lanes(model.metadata, capacity=1)
+    wanted = StreamSettings(enrolled=(Voice("Ada", np.eye(96, dtype=np.float32)[0]),))
+    pair = Pair(Session(wanted, model.metadata), here.open(wanted))
+    pair.both("receive_audio", data[: 2 * cut + 1])
+    if (batch := here.gather(max_batch=1)) is not None:
+        here.scatter(*model.step(*batch))
+    pair.lane_events += pair.lane.events_to_send()
+    pair.lane = there.restore(here.save(pair.lane))
+    pair.both("receive_audio", data[2 * cut + 1 :])
+    pair.both("close")
+    score_all([pair], there, model)
+    check(pair)
+
+
+def test_a_stream_saved_in_a_look_past_its_end_ends_the_same(model, talk):
+    here, there = Lanes(model.metadata, capacity=1), Lanes(model.metadata, capacity=1)
+    pair = Pair(Session(StreamSettings("pcm_f32le"), model.metadata), here.open(StreamSettings("pcm_f32le")))
+    pair.both("receive_samples", talk[:80_000])
+    score_all([pair], here, model)
+    pair.both("close")
+    for _ in range(3):
+        here.scatter(*model.step(*here.gather(max_batch=1)))
+    pair.collect()
+    pair.lane = there.restore(here.save(pair.lane))
+    score_all([pair], there, model)
+    check(pair)
+
+
+def test_saved_streams_of_other_models_and_noise_are_refused(model, talk):
+    lanes = Lanes(model.metadata)
+    saved = lanes.save(lanes.open(StreamSettings()))
+    other = Lanes(model.metadata.model_copy(update={"version": "9.9.9"}))
+    with pytest.raises(StreamError, match=r"9\.9\.9"):
+        other.restore(saved)
+    for noise in (b"", b"noise", saved[:40]):
+        with pytest.raises(StreamError, match="expected a saved stream"):
+            lanes.restore(noise)
+    assert len(other) == 0
+
+
+def test_turns_of_long_ago_are_forgotten_where_that_is_wanted(model, talk):
+    lanes = Lanes(model.metadata)
+    kept, short = lanes.open(StreamSettings("pcm_f32le")), lanes.open(StreamSettings("pcm_f32le"), keep_s=5.0)
+    for lane in (kept, short):
+        lane.receive_samples(talk)
+        lane.close(keep_labels=True)
+    while (batch := lanes.gather(max_batch=2)) is not None:
+        lanes.scatter(*model.step(*batch))
+    assert short.events_to_send() == kept.events_to_send()
+    assert 0 < len(short.turns) < len(kept.turns)
+    assert set(short.turns) <= set(kept.turns)
+    assert short.num_speakers == kept.num_speakers
+
+
 def test_lanes_refuse_what_sessions_refuse(model):
     lanes = Lanes(model.metadata)
     with pytest.raises(StreamError, match="max_speakers"):

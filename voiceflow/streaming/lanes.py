@@ -13,8 +13,8 @@ for event in lane.events_to_send(): ...
 Shapes: C rows there is room for, B lanes with a step to score, S slots, N state values.
 """
 
-import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.features import FeatureRows
 from voiceflow.streaming.batch import Batch
-from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, Chunk, Session, StreamSettings
+from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, Chunk, Flush, Session, StreamSettings, Voice
 from voiceflow.streaming.speakers import TurnTable, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, samples_to_seconds
 
@@ -38,7 +38,7 @@ FIRST_CAPACITY = 64
 class Lane(Session):
     """A session whose audio, state and open spans are a row of `Lanes`; made by `Lanes.open`."""
 
-    def __init__(self, settings: StreamSettings, lanes: "Lanes", row: int) -> None:
+    def __init__(self, settings: StreamSettings, lanes: "Lanes", row: int, *, keep_s: float | None = None) -> None:
         self.lanes = lanes
         self.row = row
         self._audio = bytearray()
@@ -48,6 +48,7 @@ class Lane(Session):
         super().__init__(settings, lanes.metadata)
         if settings.sample_rate_hz == SAMPLE_RATE_HZ:
             self.width = SAMPLE_BYTES[settings.encoding]
+        self._tracker.keep_s = keep_s
         lanes.lookahead_C[row] = self.lookahead_steps
 
     def _new_tracker(self, labels: list[str]) -> TurnTracker:
@@ -155,13 +156,28 @@ class Lane(Session):
         """See `Session`: merge speakers that turned out to be one."""
         self._repair(silent_s=silent_s)
 
-    def take_over(self, other: "Lane") -> None:
-        """Become what another lane is; its row has been copied."""
-        self._audio, self._num_samples = other._audio[:], other._num_samples
-        self._partial, self._resampler = other._partial, copy.deepcopy(other._resampler)
-        self._flush, self._flush_wanted = copy.copy(other._flush), other._flush_wanted
-        self._closing, self._keep_labels = other._closing, other._keep_labels
-        self._tracker.take_over(other._tracker)
+    def to_plain(self, *, turns_s: float | None = None) -> dict[str, Any]:
+        """All that is not in the row as plain values, for `from_plain`; arguments as for `TurnTracker.to_plain`."""
+        return {
+            "audio": bytes(self._audio),
+            "num_samples": self._num_samples,
+            "partial": self._partial,
+            "resampler": self._resampler.to_plain(),
+            "flush": [self._flush.state_N.tobytes(), self._flush.remaining] if self._flush else None,
+            "flags": [self._flush_wanted, self._closing, self._keep_labels],
+            "tracker": self._tracker.to_plain(turns_s=turns_s),
+        }
+
+    def from_plain(self, plain: dict[str, Any]) -> None:
+        """Become what another lane was; its row has been copied."""
+        self._audio, self._num_samples = bytearray(plain["audio"]), plain["num_samples"]
+        self._partial = plain["partial"]
+        self._resampler.from_plain(plain["resampler"])
+        if plain["flush"]:
+            state, remaining = plain["flush"]
+            self._flush = Flush(np.frombuffer(state, np.float32), remaining)
+        self._flush_wanted, self._closing, self._keep_labels = plain["flags"]
+        self._tracker.from_plain(plain["tracker"])
         if self.has_work:
             self.lanes.ending[self.row] = self
 
@@ -212,8 +228,12 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def open(self, settings: StreamSettings) -> Lane:
+    def open(self, settings: StreamSettings, *, keep_s: float | None = None) -> Lane:
         """A stream that begins.
+
+        Args:
+            settings: What the client declared.
+            keep_s: How far back its turns are remembered; None for all.
 
         Raises:
             StreamError: For settings that are not served.
@@ -222,7 +242,7 @@ class Lanes:
             self._grow(2 * len(self.waiting_C))
         row = self._free.pop()
         try:
-            lane = Lane(settings, self, row)
+            lane = Lane(settings, self, row, keep_s=keep_s)
         except Exception:
             self._clear(row)
             raise
@@ -232,13 +252,67 @@ class Lanes:
     def twin(self, lane: Lane) -> Lane:
         """Another stream that has heard and said what this one has, to look at its end while it goes on."""
         twin = self.open(lane.settings)
-        row, to = lane.row, twin.row
-        counts: list[npt.NDArray[Any]] = [self.waiting_C, self.scored_C, self.table.num_steps_C]
-        for array in [self.state_CN, *counts, *self.table.columns.values()]:
-            array[to] = array[row]
-        self._features.copy(row, to)
-        twin.take_over(lane)
+        for array in self.row_arrays().values():
+            array[twin.row] = array[lane.row]
+        twin.from_plain(lane.to_plain())
         return twin
+
+    def save(self, lane: Lane, *, turns_s: float | None = None) -> bytes:
+        """A stream as bytes, to go on after a crash, on another process or another machine.
+
+        Plain values only: reading them runs no code. They are not signed or encrypted; whoever lets them
+        leave the process does that. Events not yet taken by `events_to_send` are not in them.
+
+        Args:
+            lane: The stream, between two steps.
+            turns_s: How far back its turns can be told again or relabelled afterwards; None for all.
+        """
+        import msgpack
+
+        settings = {**asdict(lane.settings), "enrolled": [voice.label for voice in lane.settings.enrolled]}
+        rows = {name: array[lane.row].tobytes() for name, array in self.row_arrays().items()}
+        saved: bytes = msgpack.packb(
+            {"model": self._model(), "settings": settings, "rows": rows, "lane": lane.to_plain(turns_s=turns_s)}
+        )
+        return saved
+
+    def restore(self, saved: bytes) -> Lane:
+        """The stream of a `save`, with the same turns, labels and audio to score.
+
+        Raises:
+            StreamError: `bad_snapshot`: not a snapshot; `other_model`: one of another model.
+        """
+        import msgpack
+
+        try:
+            plain = msgpack.unpackb(saved)
+            model, settings = plain["model"], plain["settings"]
+        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as err:
+            raise StreamError("bad_snapshot", f"expected a saved stream ({type(err).__name__})") from err
+        if model != self._model():
+            raise StreamError("other_model", f"expected a stream of model {self._model()}, got one of {model}")
+        # What enrolled voices sound like is in the state already.
+        nobody_E = np.zeros(self.metadata.embedding_dims, np.float32)
+        enrolled = tuple(Voice(label, nobody_E) for label in settings.pop("enrolled"))
+        lane = self.open(StreamSettings(**settings, enrolled=enrolled))
+        for name, array in self.row_arrays().items():
+            array[lane.row] = np.frombuffer(plain["rows"][name], array.dtype).reshape(array.shape[1:])
+        lane.from_plain(plain["lane"])
+        return lane
+
+    def _model(self) -> list[Any]:
+        return [self.metadata.version, self.metadata.git_commit, self.metadata.precision, self.metadata.state_dims]
+
+    def row_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that is known of streams in rows, by name."""
+        return {
+            "state": self.state_CN,
+            "waiting": self.waiting_C,
+            "scored": self.scored_C,
+            "num_steps": self.table.num_steps_C,
+            **self.table.columns,
+            **self._features.columns,
+        }
 
     def leave(self, lane: Lane) -> None:
         """Forget a stream."""

@@ -66,7 +66,7 @@ class Chunk:
 
 
 @dataclass
-class _Flush:
+class Flush:
     """A look past the end on a copy of the state, while the stream itself may go on."""
 
     state_N: FloatArray
@@ -89,7 +89,7 @@ class Session:
     metadata: ModelMetadata
     _steps: deque[FloatArray] = field(default_factory=deque)
     _events: list[Event] = field(default_factory=list)
-    _flush: _Flush | None = None
+    _flush: Flush | None = None
     _flush_wanted: bool = False
     _closing: bool = False
     _keep_labels: bool = False
@@ -212,7 +212,7 @@ class Session:
     def _begin_flush(self) -> None:
         self._flush_wanted = False
         if self._scored:
-            self._flush = _Flush(self._state_N, self.lookahead_steps)
+            self._flush = Flush(self._state_N, self.lookahead_steps)
 
     def _end_flush(self) -> None:
         assert self._flush is not None

@@ -3,8 +3,9 @@
 Shapes: C streams there is room for, B streams with a new step, S slots.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,10 @@ class TurnTracker:
             self._column(name)[: len(enrolled)] = True
         self._count = 0
         self._num_named = 0
+        self._num_final: Counter[str] = Counter()
+        """Final turns of each label."""
+        self.keep_s: float | None = None
+        """How far back turns are remembered; None for all."""
         self.final: list[Segment] = []
         """Segments that ended, under the labels their speakers have now."""
         self.as_told: list[Turn] = []
@@ -198,11 +203,35 @@ class TurnTracker:
         """Steps decided so far."""
         return int(self._table.num_steps_C[self._row])
 
-    def take_over(self, other: "TurnTracker") -> None:
-        """Know what another tracker knows; its row has been copied."""
-        for name in ("_labels", "_ids", "_revs", "final", "as_told"):
-            setattr(self, name, list(getattr(other, name)))
-        self._count, self._num_named = other._count, other._num_named
+    def to_plain(self, *, turns_s: float | None = None) -> dict[str, Any]:
+        """Labels and turns as plain values, for `from_plain`; the row goes separately.
+
+        Args:
+            turns_s: How far back turns are told; None for all.
+        """
+        since_s = -1.0 if turns_s is None else self._table.grid.start_s(self.num_steps) - turns_s
+        return {
+            "slots": [self._labels, self._ids, self._revs],
+            "counts": [self._count, self._num_named, dict(self._num_final)],
+            "keep_s": self.keep_s,
+            "final": [
+                (one.id, one.rev, one.final, one.overlap, *astuple(one.turn))
+                for one in self.final
+                if one.turn.end_s > since_s
+            ],
+            "as_told": [astuple(turn) for turn in self.as_told if turn.end_s > since_s],
+        }
+
+    def from_plain(self, plain: dict[str, Any]) -> None:
+        """Know what another tracker knew; its row has been copied."""
+        self._labels, self._ids, self._revs = (list(values) for values in plain["slots"])
+        self._count, self._num_named, num_final = plain["counts"]
+        self._num_final = Counter(num_final)
+        self.keep_s = plain["keep_s"]
+        self.final = [
+            Segment(name, rev, Turn(*turn), final, overlap) for name, rev, final, overlap, *turn in plain["final"]
+        ]
+        self.as_told = [Turn(*turn) for turn in plain["as_told"]]
 
     def push(self, activity_S: FloatArray) -> list[Event]:
         """Take the activities of the next step, shape (slots,), and return what changed."""
@@ -222,7 +251,7 @@ class TurnTracker:
     @property
     def num_speakers(self) -> int:
         """Different speakers in final turns."""
-        return len({segment.turn.speaker for segment in self.final})
+        return sum(count > 0 for count in self._num_final.values())
 
     def visitors(self, *, silent_s: float) -> list[int]:
         """Slots heard for less than `min_speaker_s` in all, and not at all for `silent_s`."""
@@ -238,7 +267,9 @@ class TurnTracker:
     def nearest(self, slot: int, others: Sequence[int]) -> int:
         """The one of `others` who spoke nearest in time to the last turn of a slot's speaker."""
         label_of = {self._labels[other]: other for other in others}
-        last = next(s.turn for s in reversed(self.final) if s.turn.speaker == self._labels[slot])
+        last = next((s.turn for s in reversed(self.final) if s.turn.speaker == self._labels[slot]), None)
+        if last is None:
+            return others[0]
         candidates = [s.turn for s in self.final if s.turn.speaker in label_of]
         turn = min(
             candidates,
@@ -268,6 +299,7 @@ class TurnTracker:
                 turn = replace(segment.turn, speaker=stays)
                 self.final[index] = replace(segment, rev=segment.rev + 1, turn=turn)
                 revised.append(self.final[index])
+        self._num_final[stays] += self._num_final.pop(gone, 0)
         self._column("spoken_steps")[into] += self._column("spoken_steps")[slot]
         for values in (self._labels, self._ids, self._revs):
             del values[slot]
@@ -299,10 +331,19 @@ class TurnTracker:
             self._column("spoken_steps")[slot] += last_end - start
             self.final.append(segment)
             self.as_told.append(segment.turn)
+            self._num_final[segment.turn.speaker] += 1
             events.append(segment)
+            if self.keep_s is not None:
+                self._forget_before(segment.turn.end_s - self.keep_s)
         for name in _OF_SPANS:
             self._column(name)[slot] = _COLUMNS[name][1]
         return events
+
+    def _forget_before(self, end_s: float) -> None:
+        while self.final[0].turn.end_s < end_s:
+            del self.final[0]
+        while self.as_told[0].end_s < end_s:
+            del self.as_told[0]
 
     def _tell(self, slot: int, *, final: bool) -> Segment:
         label = self._labels[slot]
