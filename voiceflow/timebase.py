@@ -54,3 +54,9 @@ def lookahead_steps(latency_s: float) -> int:
             return steps
     offered = ", ".join(f"{value:.2f}" for value in LOOKAHEAD_STEPS_BY_LATENCY_S)
     raise ValueError(f"expected a latency of {offered} s, got {latency_s} s")
+
+
+def last_sample_needed_s(audio_s: float, latency_s: float) -> float:
+    """Where the audio must have come to for the answer to `audio_s`: its 80 ms step to the end, and the look-ahead."""
+    steps = -(-round(audio_s / STEP_S, 6) // 1)
+    return round(steps * STEP_S + lookahead_steps(latency_s) * STEP_S, 6)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from voiceflow.errors import PlatformError
+from voiceflow.timebase import last_sample_needed_s
 
 
 class StreamClient:
@@ -100,7 +101,7 @@ class StreamClient:
         await socket.send(json.dumps({"type": "close"}))
 
     def _acknowledged(self, message: dict[str, Any]) -> None:
-        needed_s = message["audio_s"] + self.latency_s - 0.08
+        needed_s = last_sample_needed_s(message["audio_s"], self.latency_s)
         moment = time.monotonic()
         for end_s, due in self._due:
             if end_s + 1e-6 >= needed_s:

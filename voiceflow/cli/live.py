@@ -191,72 +191,77 @@ def bench_model(
 
 @bench_app.command("streams")
 def bench_streams(
-    url: Annotated[str, typer.Option(help="The server's stream.")] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(help="The server; a path is not needed.")] = "ws://127.0.0.1:8080",
     streams: Annotated[int, typer.Option(help="Clients at once.", min=1)] = 20,
     seconds: Annotated[float, typer.Option(help="Audio each client sends.", min=2)] = 20.0,
     packet_ms: Annotated[float, typer.Option(help="Audio in one packet.", min=10)] = 100.0,
     latency: Annotated[float, typer.Option(help="Latency in seconds.")] = 1.04,
+    protocol: Annotated[str, typer.Option(help="native, reference or pyannote.")] = "native",
     source: Annotated[Path | None, typer.Option(help="Audio to send; by default noise bursts.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Drive a server with paced clients; prints p50, p95 and p99 of emission_ms, and what was lost."""
-    from serving.clients.stream import StreamClient
+    """Drive a server with paced clients; prints p50, p95 and p99 of emission_ms, and what was lost.
+
+    Times run from when the audio an answer needs was due, sent late or not. Where the server is on this
+    machine, its CPU time and memory are told, and the CPU time that the machine had left.
+    """
+    from urllib.parse import urlsplit
+
+    from serving.clients.load import PROTOCOLS, Load, Watch
     from voiceflow.audio import load_audio
 
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"expected one of {sorted(PROTOCOLS)}, got {protocol!r}", param_hint="--protocol")
     if source:
         samples_N = load_audio(source)
-        samples_N = np.resize(samples_N, int(seconds * 16_000))
     else:
         rng = np.random.default_rng(0)
-        envelope = np.repeat(rng.random(int(seconds * 4) + 1) > 0.4, 4000)[: int(seconds * 16_000)]
+        envelope = np.repeat(rng.random(241) > 0.4, 4000)
         samples_N = (rng.standard_normal(len(envelope)) * 0.05 * envelope).astype(np.float32)
-    clients = [StreamClient(url, latency_s=latency, packet_s=packet_ms / 1000.0) for _ in range(streams)]
-    failures: list[str] = []
-
-    async def one(index: int, client: StreamClient) -> None:
-        await asyncio.sleep(index / streams * packet_ms / 1000.0)
-        try:
-            async for _ in client.run(samples_N):
-                pass
-        except Exception as err:
-            failures.append(str(err))
-
-    async def everyone() -> None:
-        await asyncio.gather(*(one(index, client) for index, client in enumerate(clients)))
-
-    started = time.monotonic()
-    asyncio.run(everyone())
-    answers = [value for client in clients for value in client.emission_ms]
-    if not answers:
-        raise PlatformError(f"no answers from {url}: {failures[0] if failures else 'the server was silent'}")
-    # The last packets of a stream are answered at close, without the audio their answer would need.
-    expected = streams * sum(
-        1
-        for end_s in np.arange(packet_ms / 1000, seconds + 1e-9, packet_ms / 1000)
-        if end_s + latency - 0.08 <= seconds + 1e-6
+    parts = urlsplit(url)
+    load = Load(
+        f"{parts.scheme}://{parts.netloc}",
+        protocol,
+        samples_N,
+        streams=streams,
+        seconds=seconds,
+        packet_s=packet_ms / 1000.0,
+        latency_s=latency,
     )
-    p50, p95, p99 = (round(float(value), 2) for value in np.percentile(answers, [50, 95, 99]))
-    result = {
-        "streams": streams,
-        "seconds": seconds,
-        "emission_ms": {"p50": p50, "p95": p95, "p99": p99, "max": round(max(answers), 2)},
-        "answers": len(answers),
-        "lost": max(0, expected - len(answers)),
-        "failed_streams": len(failures),
-        "wall_s": round(time.monotonic() - started, 1),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    watch = Watch(parts.port or 80)
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(load.run())
+    machine = watch.result(streams * seconds)
+    row = load.result()
+    if not row["answers"]:
+        raise PlatformError(f"no answers from {url}: {row['first_failure'] or 'the server was silent'}")
+    result = {"streams": streams, "seconds": seconds, "protocol": protocol, **row, **machine}
+    result["load_average"] = round(os.getloadavg()[0], 2)
     if json_:
         emit_json(result)
     else:
+        times = row["emission_ms"]
         out.print(
-            f"{streams} streams of {seconds:g} s: emission p50 {p50} ms, p95 {p95} ms, p99 {p99} ms; "
-            f"{result['lost']} lost"
+            f"{streams} streams of {seconds:g} s: emission p50 {times['p50']} ms, p95 {times['p95']} ms, "
+            f"p99 {times['p99']} ms; {row['lost']} of {row['answers'] + row['lost']} answers lost, {row['late']} late"
         )
-        for failure in failures[:3]:
-            error(PlatformError(failure))
-    if failures:
+        if "server_cores" in machine:
+            out.print(
+                f"server: {machine['server_cores']} cores, {machine['server_us_per_stream_second']} us a "
+                f"stream-second, {machine['server_pss_mb']} MB; clients {machine['client_cores']} cores, "
+                f"idle {machine['cores_idle']}, stolen {machine['cores_stolen']}"
+            )
+    if row["failed_streams"]:
+        error(PlatformError(f"{row['failed_streams']} streams failed: {row['first_failure']}"))
         raise typer.Exit(1)
+
+
+def _fast_loop() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 @bench_app.command("demo", hidden=True)
