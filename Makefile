@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup fmt lint types check e2e bench train acceptance compile manifests espeak
+.PHONY: help run test setup fmt lint types check e2e bench train acceptance curve compile manifests espeak
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -79,6 +79,10 @@ acceptance: setup espeak ## What must hold, measured: make acceptance PART=model
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW)
+
+curve: setup ## DER against training voices and hours: nine small networks, about two hours
+	$(BIN)/voiceflow data ensure
+	$(BIN)/python -m benchmarks.curve
 
 compile: setup ## Compile the pipeline into pipelines/training.yaml
 	$(BIN)/python -m pipelines

@@ -96,6 +96,8 @@ class PrepareConfig(Section):
     """Length of each conversation."""
     heldout_fraction: float = Field(gt=0, lt=0.5)
     """Share of eligible speakers kept for dev, and again for test."""
+    train_share: float = Field(gt=0, le=1)
+    """Share of the voices that are not held out which training hears; below 1 to see what voices are worth."""
     heldout_exclude: str
     """Regular expression of speaker ids that only train, such as ids that may be several people."""
     num_speakers_weights: list[float] = Field(min_length=1, max_length=8)

@@ -47,7 +47,11 @@ def split_speakers(speakers: Sequence[str], config: PrepareConfig) -> dict[str, 
     num_held = max(2, round(len(eligible) * config.heldout_fraction))
     dev, test = shuffled[:num_held], shuffled[num_held : 2 * num_held]
     held = set(dev) | set(test)
-    return {"train": [name for name in speakers if name not in held], "dev": sorted(dev), "test": sorted(test)}
+    train = [name for name in speakers if name not in held]
+    heard = np.random.default_rng((config.seed, 1)).permutation(len(train))[
+        : max(8, round(config.train_share * len(train)))
+    ]
+    return {"train": [train[index] for index in sorted(heard)], "dev": sorted(dev), "test": sorted(test)}
 
 
 def prepare(

@@ -39,6 +39,18 @@ def test_no_speaker_is_in_two_splits(params, corpus):
     )
 
 
+def test_fewer_voices_to_train_on_leave_those_held_out_alone(params):
+    names = [f"voice{number}" for number in range(60)]
+    whole, half = (
+        split_speakers(names, params.prepare.model_copy(update={"train_share": share})) for share in (1.0, 0.5)
+    )
+    assert half["dev"] == whole["dev"]
+    assert half["test"] == whole["test"]
+    assert len(half["train"]) == round(len(whole["train"]) / 2)
+    assert set(half["train"]) < set(whole["train"])
+    assert whole["train"] == [name for name in names if name in whole["train"]]
+
+
 def test_turns_lie_where_the_speech_is(dataset):
     for recording in read_recordings(dataset):
         samples, turns = read_samples(dataset, recording), read_turns(dataset, recording)
