@@ -13,8 +13,7 @@ from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.runtime import StepModel
-from voiceflow.streaming.batch import Batch
-from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.lanes import Batch, Lane, Lanes
 from voiceflow.streaming.session import StreamSettings
 
 logger = logging.getLogger("voiceflow.engine")

@@ -7,7 +7,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import ModelError
-from voiceflow.streaming.batch import Batch
+from voiceflow.streaming.lanes import Batch
 
 CALL_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

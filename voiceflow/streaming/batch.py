@@ -1,4 +1,4 @@
-"""One model step for many sessions: gather, score, give back. Files, evaluation and servers share it."""
+"""Whole recordings, streamed side by side through the code that serves live streams."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
-from voiceflow.streaming.session import Session, StreamSettings, Voice
+from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.session import StreamSettings, Voice
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -25,34 +26,6 @@ class Scorer(Protocol):
     ) -> tuple[FloatArray, FloatArray]:
         """See `runtime.StepModel.step`."""
         ...
-
-
-Batch = tuple[FloatArray, FloatArray, IntArray]
-
-
-def gather(sessions: Sequence[Session], *, max_batch: int) -> tuple[list[Session], Batch | None]:
-    """Sessions with a step to score, at most `max_batch`, and their stacked inputs."""
-    ready, chunks = [], []
-    for session in sessions:
-        chunk = session.chunk_to_score()
-        if chunk is not None:
-            ready.append(session)
-            chunks.append(chunk)
-            if len(ready) == max_batch:
-                break
-    if not ready:
-        return [], None
-    return ready, (
-        np.stack([chunk.features_F for chunk in chunks]),
-        np.stack([chunk.state_N for chunk in chunks]),
-        np.array([chunk.lookahead_steps for chunk in chunks], np.int64),
-    )
-
-
-def scatter(sessions: Sequence[Session], activity_BS: FloatArray, state_BN: FloatArray) -> None:
-    """Give each session its row."""
-    for row, session in enumerate(sessions):
-        session.receive_scores(activity_BS[row], state_BN[row])
 
 
 def diarize(
@@ -112,24 +85,24 @@ def stream_recordings(
     *,
     max_batch: int = 64,
     packet_samples: int = 16_000,
-) -> list[Session]:
-    """The closed sessions of whole recordings, streamed side by side; arguments as for `diarize`."""
-    sessions = [Session(settings, scorer.metadata) for _ in recordings]
+) -> list[Lane]:
+    """The closed streams of whole recordings, side by side; arguments as for `diarize`."""
+    lanes = Lanes(scorer.metadata, capacity=max(1, len(recordings)))
+    streams = [lanes.open(settings) for _ in recordings]
     sent = [0] * len(recordings)
     waiting = list(range(len(recordings)))
     while waiting:
-        active = waiting[:max_batch]
-        for index in active:
-            session = sessions[index]
-            if session.chunk_to_score() is None:
+        for index in waiting[:max_batch]:
+            stream = streams[index]
+            if not stream.has_work:
                 packet = recordings[index][sent[index] : sent[index] + packet_samples]
                 sent[index] += len(packet)
                 if len(packet):
-                    session.receive_samples(packet)
+                    stream.receive_samples(packet)
                 else:
-                    session.close()
-        ready, batch = gather([sessions[index] for index in active], max_batch=max_batch)
+                    stream.close()
+        batch = lanes.gather(max_batch=max_batch)
         if batch is not None:
-            scatter(ready, *scorer.step(*batch))
-        waiting = [index for index in waiting if not sessions[index].is_done]
-    return sessions
+            lanes.scatter(*scorer.step(*batch))
+        waiting = [index for index in waiting if not streams[index].is_done]
+    return streams

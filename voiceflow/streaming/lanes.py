@@ -24,7 +24,6 @@ from voiceflow.audio import SAMPLE_BYTES, decode_pcm
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.features import FeatureRows
-from voiceflow.streaming.batch import Batch
 from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, Chunk, Flush, Session, StreamSettings, Voice
 from voiceflow.streaming.speakers import TurnTable, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, samples_to_seconds
@@ -32,6 +31,8 @@ from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, samples_to_
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
+Batch = tuple[FloatArray, FloatArray, IntArray]
+"""Features (B, 640), states (B, N) and steps of look-ahead (B,): the inputs of one step of the model."""
 FIRST_CAPACITY = 64
 
 
