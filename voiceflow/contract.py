@@ -12,7 +12,8 @@ from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, SAMPLE_RATE_HZ, STE
 
 CONTRACT_VERSION = 1
 METADATA_KEY = "voiceflow"
-MAX_SIZE_MB = 10.0
+MAX_SIZE_MB = {"int8": 10.0, "fp16": 10.0, "fp32": 40.0}
+"""Most a file may have; fp32 is what the served ones are judged by, at four times the bytes of int8."""
 MAX_STATE_KIB = 64.0
 INPUTS = ("features", "state", "lookahead_steps")
 OUTPUTS = ("activity", "new_state")
@@ -113,8 +114,11 @@ def check_model(model: Any, *, size_mb: float) -> ModelMetadata:
     _expect("lookahead_steps", sorted(LOOKAHEAD_STEPS_BY_LATENCY_S.values()), sorted(metadata.lookahead_steps))
     if any(tensor.data_location == 1 for tensor in model.graph.initializer):
         raise ContractError("weights", "all weights inside the file", "external data")
-    if size_mb > MAX_SIZE_MB:
-        raise ContractError("size", f"at most {MAX_SIZE_MB} MB", f"{size_mb:.2f} MB")
+    limit_mb = MAX_SIZE_MB.get(metadata.precision)
+    if limit_mb is None:
+        raise ContractError("precision", f"one of {sorted(MAX_SIZE_MB)}", metadata.precision)
+    if size_mb > limit_mb:
+        raise ContractError("size", f"at most {limit_mb} MB for {metadata.precision}", f"{size_mb:.2f} MB")
     state_kib = metadata.state_dims * 4 / 1024
     if state_kib > MAX_STATE_KIB:
         raise ContractError("state size", f"at most {MAX_STATE_KIB} KiB", f"{state_kib:.1f} KiB")
