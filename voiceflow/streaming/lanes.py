@@ -356,14 +356,18 @@ class Lanes:
             self._next = int(rows_B[-1]) + 1 if len(rows_B) else 0
         if not flushing and not len(rows_B):
             return None
-        features = [np.broadcast_to(SILENCE_F, (len(flushing), len(SILENCE_F)))]
+        self._asked = (flushing, rows_B)
+        state_BN, lookahead_B = self.state_CN[rows_B], self.lookahead_C[rows_B]
         if len(rows_B):
             samples_BN, lengths_B = _decode([self._lanes[row] for row in rows_B.tolist()])
-            features.append(self._features.push(rows_B, samples_BN, lengths_B))
-        states = [lane.flush_state[None] for lane in flushing] + [self.state_CN[rows_B]]
-        lookahead_B = np.concatenate([[lane.lookahead_steps for lane in flushing], self.lookahead_C[rows_B]])
-        self._asked = (flushing, rows_B)
-        return np.concatenate(features), np.concatenate(states), lookahead_B.astype(np.int64)
+            features_BF = self._features.push(rows_B, samples_BN, lengths_B)
+        else:
+            features_BF = np.zeros((0, len(SILENCE_F)), np.float32)
+        if flushing:
+            features_BF = np.concatenate([np.tile(SILENCE_F, (len(flushing), 1)), features_BF])
+            state_BN = np.concatenate([np.stack([lane.flush_state for lane in flushing]), state_BN])
+            lookahead_B = np.concatenate([[lane.lookahead_steps for lane in flushing], lookahead_B])
+        return features_BF, state_BN, lookahead_B
 
     def scatter(self, activity_BS: FloatArray, state_BN: FloatArray) -> list[Lane]:
         """Take the scores of the batch last gathered; returns its lanes."""
