@@ -219,18 +219,15 @@ def _instrument(rng: Generator) -> Callable[[float, int], FloatArray]:
     attack_s = np.exp(rng.uniform(np.log(0.003), np.log(0.15)))
     tremble = rng.uniform(0.0, 0.006) if rng.random() < 0.4 else 0.0
     stretch = rng.choice([0.0, 0.0, 4e-4])
-    roughness, knock = rng.uniform(0.0, 1.0), np.float32(rng.uniform(0.0, 1.0) if rng.random() < 0.5 else 0.0)
 
     def play(pitch_hz: float, length: int) -> FloatArray:
         samples = np.arange(length, dtype=np.float32) / SAMPLE_RATE_HZ
         phase = 2.0 * np.pi * pitch_hz * (samples + tremble * np.sin(2.0 * np.pi * 5.5 * samples) / 34.6)
-        # No two notes are struck alike.
-        struck_H = strength_H * np.exp(rng.normal(0.0, roughness, 24))
-        note_N = knock * _white(rng, length) * np.exp(-samples * np.float32(60.0))
+        note_N = np.zeros(length, np.float32)
         for harmonic in range(1, min(25, int(7500.0 / pitch_hz) + 1)):
             fading = np.exp(-samples * decay * (1.0 + damping * harmonic * 0.3))
             inharmonic = harmonic * (1.0 + stretch * harmonic**2) ** 0.5
-            note_N += (np.sin(inharmonic * phase) * fading * struck_H[harmonic - 1]).astype(np.float32)
+            note_N += (np.sin(inharmonic * phase) * fading * strength_H[harmonic - 1]).astype(np.float32)
         return _faded(note_N * np.minimum(1.0, samples / np.float32(attack_s)), 0.005)
 
     return play

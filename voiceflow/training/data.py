@@ -15,7 +15,7 @@ from voiceflow.turns import Turn, speakers_in_order, turns_to_activity
 
 HalfArray = npt.NDArray[np.float16]
 MAX_SPEAKERS = 8
-LATE_SHARE, NOBODY_SHARE = 0.2, 0.25
+LATE_SHARE, NOBODY_SHARE = 0.15, 0.15
 """Share of excerpts whose beginning is silenced, and of those the share in which nobody speaks at all."""
 NOISE_SHARE, LATE_NOISE_SHARE = 0.4, 0.8
 """Share of excerpts with other sounds mixed in, and of those that begin late."""
