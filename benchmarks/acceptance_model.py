@@ -58,7 +58,10 @@ def items(*, slow: bool) -> Iterator[tuple[str, Row]]:
     yield from stability(model, voices)
     yield from cost(model)
     yield "4 int8 beside fp32", int8(dataset)
-    yield "5 streaming, offline, ONNX", tests_pass("tests/unit/test_session.py", "tests/integration/test_models.py")
+    yield (
+        "5 streaming, offline, ONNX",
+        tests_pass("tests/unit/test_session.py", "tests/unit/test_lanes.py", "tests/integration/test_models.py"),
+    )
     yield "6 a killed run goes on exactly (small)", tests_pass("tests/unit/test_training.py")
     if slow:
         yield SLOW[0], repeatable()
