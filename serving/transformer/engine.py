@@ -134,7 +134,7 @@ class Engine:
                 stream.changed.set()
                 if stream.failure is not None:
                     self.leave(stream)
-            # A tick lets packets gather; a backlog is worked off without waiting.
+            # A tick lets packets gather; a backlog, or a look past an end, is worked off without waiting.
             pause_s = self.config.tick_ms / 1000.0 - (time.perf_counter() - started)
-            behind = self._lanes.most_waiting_s > 0.5
+            behind = bool(self._lanes.ending) or self._lanes.most_waiting_s > 0.5
             await asyncio.sleep(0.0 if behind else max(0.0, pause_s))
