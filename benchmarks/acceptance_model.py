@@ -193,7 +193,8 @@ def int8(dataset: Path) -> Row:
         metadata = make_metadata(net, version="0", decision=decision, data_revision="", git_commit="", run_id="")
         export_fp32(net, path, metadata=metadata, opset=load_params().export.opset)
         scored = [
-            SplitScores(dataset, tests, StepModel(one), latency_s=1.04).scores for one in (path, pretrained_path())
+            SplitScores(dataset, tests, one, latency_s=1.04).scores
+            for one in (StepModel(path, served=False), StepModel(pretrained_path()))
         ]
     losses = {
         name: round(

@@ -69,9 +69,10 @@ def measure(point: Point, params: Params, *, steps: int) -> dict[str, Any]:
     trained = train(schedule, model, params.decision, dataset, folder / "trained")
     net, decision = load_trained(folder / "trained")
     metadata = make_metadata(net, version="0", decision=decision, data_revision="", git_commit="", run_id="")
+    splits: Any = read_summary(dataset)["splits"]
     row: dict[str, Any] = {
         **asdict(point),
-        "voices": read_summary(dataset)["splits"]["train"]["speakers"],  # type: ignore[index]
+        "voices": splits["train"]["speakers"],
         "hours": round(point.conversations * config.conversation_s / 3600.0, 2),
         "steps": trained["steps"],
         "minutes": trained["training_minutes"],

@@ -12,8 +12,7 @@ from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, SAMPLE_RATE_HZ, STE
 
 CONTRACT_VERSION = 1
 METADATA_KEY = "voiceflow"
-MAX_SIZE_MB = {"int8": 10.0, "fp16": 10.0, "fp32": 40.0}
-"""Most a file may have; fp32 is what the served ones are judged by, at four times the bytes of int8."""
+MAX_SIZE_MB = 10.0
 MAX_STATE_KIB = 64.0
 INPUTS = ("features", "state", "lookahead_steps")
 OUTPUTS = ("activity", "new_state")
@@ -79,8 +78,12 @@ class ModelMetadata(Section):
         return {"name": self.name, "version": self.version, "precision": self.precision}
 
 
-def read_metadata(path: Path) -> ModelMetadata:
+def read_metadata(path: Path, *, served: bool = True) -> ModelMetadata:
     """Check a file against every clause and return its metadata.
+
+    Args:
+        path: The file.
+        served: False for an fp32 file that served ones are judged by, which may be larger than those.
 
     Raises:
         ModelError: No such file, or not ONNX.
@@ -95,10 +98,10 @@ def read_metadata(path: Path) -> ModelMetadata:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as err:  # protobuf raises its own DecodeError
         raise ModelError(f"{path}: not an ONNX file ({type(err).__name__})") from err
-    return check_model(model, size_mb=size_mb)
+    return check_model(model, size_mb=size_mb, served=served)
 
 
-def check_model(model: Any, *, size_mb: float) -> ModelMetadata:
+def check_model(model: Any, *, size_mb: float, served: bool = True) -> ModelMetadata:
     """The same for a loaded onnx.ModelProto."""
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY not in properties:
@@ -114,11 +117,8 @@ def check_model(model: Any, *, size_mb: float) -> ModelMetadata:
     _expect("lookahead_steps", sorted(LOOKAHEAD_STEPS_BY_LATENCY_S.values()), sorted(metadata.lookahead_steps))
     if any(tensor.data_location == 1 for tensor in model.graph.initializer):
         raise ContractError("weights", "all weights inside the file", "external data")
-    limit_mb = MAX_SIZE_MB.get(metadata.precision)
-    if limit_mb is None:
-        raise ContractError("precision", f"one of {sorted(MAX_SIZE_MB)}", metadata.precision)
-    if size_mb > limit_mb:
-        raise ContractError("size", f"at most {limit_mb} MB for {metadata.precision}", f"{size_mb:.2f} MB")
+    if served and size_mb > MAX_SIZE_MB:
+        raise ContractError("size", f"at most {MAX_SIZE_MB} MB", f"{size_mb:.2f} MB")
     state_kib = metadata.state_dims * 4 / 1024
     if state_kib > MAX_STATE_KIB:
         raise ContractError("state size", f"at most {MAX_STATE_KIB} KiB", f"{state_kib:.1f} KiB")

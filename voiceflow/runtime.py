@@ -52,6 +52,7 @@ class StepModel:
     Args:
         path: A file that meets the contract.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        served: See `contract.read_metadata`.
         num_threads: Threads of ONNX Runtime; one is best for many streams on few cores.
 
     Raises:
@@ -59,13 +60,13 @@ class StepModel:
         ContractError: The file breaks a clause.
     """
 
-    def __init__(self, path: Path, *, provider: str = "cpu", num_threads: int = 1) -> None:
+    def __init__(self, path: Path, *, provider: str = "cpu", num_threads: int = 1, served: bool = True) -> None:
         check_onnxruntime()
         import onnxruntime
 
         self.path = path
         self.provider = provider
-        self.metadata: ModelMetadata = read_metadata(path)
+        self.metadata: ModelMetadata = read_metadata(path, served=served)
         if provider not in PROVIDERS:
             raise ModelError(f"expected a provider of {sorted(PROVIDERS)}, got {provider!r}")
         available = onnxruntime.get_available_providers()

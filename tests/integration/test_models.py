@@ -35,7 +35,7 @@ def exported(net, params, tmp_path_factory):
 @pytest.mark.parametrize("lookahead", [3, 7, 12])
 def test_torch_offline_and_onnx_streaming_agree_on_a_whole_stream(net, exported, talk, params, lookahead):
     difference = parity_difference(
-        net, StepModel(exported / "fp32.onnx"), [step_features(talk)], lookahead_steps=lookahead
+        net, StepModel(exported / "fp32.onnx", served=False), [step_features(talk)], lookahead_steps=lookahead
     )
     assert difference <= params.export.max_parity_difference
 
@@ -44,7 +44,7 @@ def test_int8_is_the_same_in_any_batch_and_near_fp32(exported, talk):
     steps = step_features(talk)
     answers = {}
     for name in ("fp32", "int8"):
-        model = StepModel(exported / f"{name}.onnx")
+        model = StepModel(exported / f"{name}.onnx", served=name == "int8")
         alone, together = model.initial_state()[None], np.repeat(model.initial_state()[None], 5, axis=0)
         rows = []
         for step in range(len(steps)):
@@ -74,7 +74,7 @@ def test_each_broken_clause_is_named(exported, tmp_path):
         read_metadata(tmp_path / "text.onnx")
 
     def broken(change):
-        model = onnx.load(str(exported / "fp32.onnx"))
+        model = onnx.load(str(exported / "int8.onnx"))
         change(model)
         onnx.save(model, str(tmp_path / "broken.onnx"))
         with pytest.raises(ContractError) as caught:
@@ -92,6 +92,8 @@ def test_each_broken_clause_is_named(exported, tmp_path):
     assert broken(metadata_with(contract_version=99)) == "contract_version"
     assert broken(metadata_with(sample_rate_hz=8000)) == "sample_rate_hz"
     assert broken(metadata_with(num_slots=3)) == "shape of activity"
+    with pytest.raises(ContractError, match="at most 10.0 MB"):  # it is judged by, not served
+        read_metadata(exported / "fp32.onnx")
     assert METADATA_KEY == "voiceflow"
 
 

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, field
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -214,10 +215,24 @@ def test_saved_streams_of_other_models_and_noise_are_refused(model, talk):
     other = Lanes(model.metadata.model_copy(update={"version": "9.9.9"}))
     with pytest.raises(StreamError, match=r"9\.9\.9"):
         other.restore(saved)
-    for noise in (b"", b"noise", saved[:40]):
+    plain = msgpack.unpackb(saved)
+    without_rows = msgpack.packb({**plain, "rows": {}})
+    short_rows = msgpack.packb({**plain, "rows": {name: value[:-1] for name, value in plain["rows"].items()}})
+    for noise in (b"", b"noise", saved[:40], b"\x01", without_rows, short_rows):
         with pytest.raises(StreamError, match="expected a saved stream"):
             lanes.restore(noise)
     assert len(other) == 0
+    assert len(lanes) == 1
+
+
+def test_a_step_whose_scores_are_awaited_is_work(model, talk):
+    lanes = Lanes(model.metadata)
+    lane = lanes.open(StreamSettings("pcm_f32le"))
+    lane.receive_samples(talk[:1280])
+    batch = lanes.gather(max_batch=1)
+    assert lane.has_work
+    lanes.scatter(*model.step(*batch))
+    assert not lane.has_work
 
 
 def test_turns_of_long_ago_are_forgotten_where_that_is_wanted(model, talk):

@@ -75,7 +75,7 @@ def export(
     recordings = held_out(dataset)
     lookahead = lookahead_steps(evaluation.latency_s)
     streams = [step_features(read_samples(dataset, recording)) for recording in recordings[:PARITY_STREAMS]]
-    models = {precision: StepModel(paths[precision]) for precision in ("fp32", "int8")}
+    models = {precision: StepModel(paths[precision], served=precision == "int8") for precision in ("fp32", "int8")}
     difference = parity_difference(net, models["fp32"], streams, lookahead_steps=lookahead)
     int8_difference = max(
         float(

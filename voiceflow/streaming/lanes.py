@@ -126,8 +126,9 @@ class Lane(Session):
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything left to score."""
-        return bool(self.lanes.waiting_C[self.row]) or self._flush is not None or self._flush_wanted
+        """Whether there is anything left to score, or scores are awaited."""
+        waits = self.lanes.waiting_C[self.row] or self.lanes.asked_C[self.row]
+        return bool(waits) or self._flush is not None or self._flush_wanted
 
     def take_step(self) -> bytes:
         """The bytes of the next step; fewer than a step's where the stream ends."""
@@ -194,11 +195,6 @@ class Lane(Session):
         """See `Session.waiting_s`."""
         return int(self.lanes.waiting_C[self.row]) * STEP_S
 
-    @property
-    def is_done(self) -> bool:
-        """See `Session.is_done`."""
-        return self._closing and not self.has_work
-
 
 class Lanes:
     """Rows for all streams of a process.
@@ -214,6 +210,8 @@ class Lanes:
         self.state_CN = np.zeros((capacity, metadata.state_dims), np.float32)
         self.waiting_C = np.zeros(capacity, np.int64)
         """Steps of audio not yet scored."""
+        self.asked_C = np.zeros(capacity, np.bool_)
+        """Whether the scores of a step are awaited: its audio is taken, its state is still that of before."""
         self.scored_C = np.zeros(capacity, np.int64)
         self.lookahead_C = np.zeros(capacity, np.int64)
         self.ending: dict[int, Lane] = {}
@@ -252,6 +250,7 @@ class Lanes:
 
     def twin(self, lane: Lane) -> Lane:
         """Another stream that has heard and said what this one has, to look at its end while it goes on."""
+        assert not self.asked_C[lane.row]
         twin = self.open(lane.settings)
         for array in self.row_arrays().values():
             array[twin.row] = array[lane.row]
@@ -270,6 +269,7 @@ class Lanes:
         """
         import msgpack
 
+        assert not self.asked_C[lane.row]
         settings = {**asdict(lane.settings), "enrolled": [voice.label for voice in lane.settings.enrolled]}
         rows = {name: array[lane.row].tobytes() for name, array in self.row_arrays().items()}
         saved: bytes = msgpack.packb(
@@ -287,18 +287,21 @@ class Lanes:
 
         try:
             plain = msgpack.unpackb(saved)
-            model, settings = plain["model"], plain["settings"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as err:
+            if plain["model"] != self._model():
+                raise StreamError("other_model", f"expected a stream of {self._model()}, got one of {plain['model']}")
+            # What enrolled voices sound like is in the state already.
+            nobody_E = np.zeros(self.metadata.embedding_dims, np.float32)
+            enrolled = tuple(Voice(label, nobody_E) for label in plain["settings"].pop("enrolled"))
+            lane = self.open(StreamSettings(**plain["settings"], enrolled=enrolled))
+            try:
+                for name, array in self.row_arrays().items():
+                    array[lane.row] = np.frombuffer(plain["rows"][name], array.dtype).reshape(array.shape[1:])
+                lane.from_plain(plain["lane"])
+            except Exception:
+                self.leave(lane)
+                raise
+        except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as err:
             raise StreamError("bad_snapshot", f"expected a saved stream ({type(err).__name__})") from err
-        if model != self._model():
-            raise StreamError("other_model", f"expected a stream of model {self._model()}, got one of {model}")
-        # What enrolled voices sound like is in the state already.
-        nobody_E = np.zeros(self.metadata.embedding_dims, np.float32)
-        enrolled = tuple(Voice(label, nobody_E) for label in settings.pop("enrolled"))
-        lane = self.open(StreamSettings(**settings, enrolled=enrolled))
-        for name, array in self.row_arrays().items():
-            array[lane.row] = np.frombuffer(plain["rows"][name], array.dtype).reshape(array.shape[1:])
-        lane.from_plain(plain["lane"])
         return lane
 
     def _model(self) -> list[Any]:
@@ -328,11 +331,6 @@ class Lanes:
             self._left.append(lane.row)
 
     @property
-    def has_work(self) -> bool:
-        """Whether any lane has something to score."""
-        return bool(self.ending) or bool(self.waiting_C.any())
-
-    @property
     def most_waiting_s(self) -> float:
         """Audio not yet scored of the lane that has most of it, in seconds."""
         return float(self.waiting_C.max()) * STEP_S
@@ -357,6 +355,7 @@ class Lanes:
         if not flushing and not len(rows_B):
             return None
         self._asked = (flushing, rows_B)
+        self.asked_C[rows_B] = True
         state_BN, lookahead_B = self.state_CN[rows_B], self.lookahead_C[rows_B]
         if len(rows_B):
             samples_BN, lengths_B = _decode([self._lanes[row] for row in rows_B.tolist()])
@@ -396,6 +395,7 @@ class Lanes:
         """Lanes of the batch that are still there; rows of those that left are free now."""
         assert self._asked is not None
         (flushing, rows_B), self._asked = self._asked, None
+        self.asked_C[rows_B] = False
         for row in self._left:
             self._clear(row)
         self._left.clear()
@@ -424,6 +424,7 @@ class Lanes:
         self.state_CN = np.concatenate([self.state_CN, np.zeros((extra, self.state_CN.shape[1]), np.float32)])
         for name in ("waiting_C", "scored_C", "lookahead_C"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
+        self.asked_C = np.concatenate([self.asked_C, np.zeros(extra, np.bool_)])
         self._free += range(capacity - 1, before - 1, -1)
 
 
