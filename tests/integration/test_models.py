@@ -92,7 +92,7 @@ def test_each_broken_clause_is_named(exported, tmp_path):
     assert broken(metadata_with(contract_version=99)) == "contract_version"
     assert broken(metadata_with(sample_rate_hz=8000)) == "sample_rate_hz"
     assert broken(metadata_with(num_slots=3)) == "shape of activity"
-    with pytest.raises(ContractError, match="at most 10.0 MB"):  # it is judged by, not served
+    with pytest.raises(ContractError, match=r"at most 10\.0 MB"):  # it is judged by, not served
         read_metadata(exported / "fp32.onnx")
     assert METADATA_KEY == "voiceflow"
 
