@@ -80,7 +80,7 @@ acceptance: setup espeak ## What must hold, measured: make acceptance PART=model
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW)
 
-curve: setup ## DER against training voices and hours: nine small networks, about two hours
+curve: setup ## DER against training voices and hours: five small networks, about two hours
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.curve
 

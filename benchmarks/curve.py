@@ -41,8 +41,8 @@ class Point:
         return f"{self.train_share:g} of the voices, {self.conversations} conversations"
 
 
-VOICES = [Point(share, 800) for share in (0.0625, 0.125, 0.25, 0.5, 1.0)]
-HOURS = [Point(1.0, conversations) for conversations in (50, 100, 200, 400, 800)]
+VOICES = [Point(share, 800) for share in (0.0625, 0.25, 1.0)]
+HOURS = [Point(1.0, conversations) for conversations in (50, 200, 800)]
 
 
 def measure(point: Point, params: Params, *, steps: int) -> dict[str, Any]:
