@@ -2,13 +2,28 @@
 
 from voiceflow.errors import AudioError, StreamError, VoiceflowError
 
-DONE, DRAINED, BAD_REQUEST, IDLE, TOO_LARGE, TOO_MANY, OURS = 1000, 1001, 4400, 4408, 4413, 4429, 4500
+DONE, DRAINED, BAD_REQUEST, NOT_AUTHORISED, IDLE, TOO_LARGE, TOO_MANY, OURS = (
+    1000,
+    1001,
+    4400,
+    4401,
+    4408,
+    4413,
+    4429,
+    4500,
+)
 
 _BY_CODE = {
     "idle": (408, IDLE),
     "too_large": (413, TOO_LARGE),
     "too_many": (429, TOO_MANY),
     "slow_reader": (429, TOO_MANY),
+    "too_long": (413, TOO_LARGE),
+    "bad_chunk": (400, BAD_REQUEST),
+    "not_authorised": (401, NOT_AUTHORISED),
+    "bad_token": (401, NOT_AUTHORISED),
+    "draining": (503, DRAINED),
+    "predictor_down": (503, OURS),
 }
 
 
@@ -33,3 +48,8 @@ def wire_code(error: Exception) -> str:
     if isinstance(error, AudioError):
         return "bad_audio"
     return "bad_request" if isinstance(error, VoiceflowError) else "internal"
+
+
+def told(error: Exception) -> str:
+    """What a client is told of an error; our own failures stay in the log."""
+    return str(error) if isinstance(error, VoiceflowError) else "internal error; the stream cannot go on, open another"

@@ -264,13 +264,28 @@ class StreamingConfig(Section):
     """Least time between two batched steps; larger makes larger batches."""
     max_batch: int = Field(ge=1)
     max_streams: int = Field(ge=1)
+    """Streams that are held at most, whatever the machine could carry."""
+    max_load: float = Field(gt=0, le=1)
+    """A new stream is refused with 4429 where the engine is busy for more than this share of the time."""
+    max_speed: float = Field(ge=0)
+    """Audio seconds a second that are read of a stream in the long run; 0 for as many as come."""
+    burst_s: float = Field(gt=0)
+    """Audio by which a stream may be ahead of `max_speed`."""
     idle_s: float = Field(gt=0)
     """A stream without a message for this long is closed with 4408."""
+    heartbeat_s: float = Field(gt=0)
+    """A stream with nothing else to say says this often that it lives."""
+    max_duration_s: float = Field(gt=0)
+    """Audio of one stream at most."""
+    resume_s: float = Field(ge=0)
+    """So long a stream whose client is gone waits for it to come back."""
+    keep_s: float = Field(gt=0)
+    """How far back a stream's turns are remembered, and told again when their speaker turns out to be another."""
     max_packet_bytes: int = Field(ge=1)
     max_queued_audio_s: float = Field(gt=0)
     """Audio that may wait for the engine before reading from the socket pauses."""
-    max_unsent_messages: int = Field(ge=1)
-    """Acknowledgements that may wait for a stream's answers; beyond it one covers several packets."""
+    max_unsent_bytes: int = Field(ge=1)
+    """Answers that may wait to be read by the client; it is told and the stream closed with 4429."""
 
 
 class Params(Section):

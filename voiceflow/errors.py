@@ -94,13 +94,14 @@ class ContractError(ModelError):
 
 
 class StreamError(VoiceflowError):
-    """A client broke the stream protocol; `code` is the word sent on the wire."""
+    """A stream cannot be had or cannot go on; `code` is the word sent on the wire."""
 
-    def __init__(self, code: str, message: str, *, fatal: bool = True) -> None:
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
-        self.fatal = fatal
+        self.retry_after_s = retry_after_s
+        """When it may be tried again, where that would help."""
 
     def __str__(self) -> str:
         return self.message

@@ -23,13 +23,14 @@ class StepPredictor(Model):
         name: Name on the wire.
         model_uri: ``pretrained``, a path, or models:/voiceflow-diarizer@champion.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        model: The file, where it is loaded already.
     """
 
-    def __init__(self, name: str, model_uri: str, *, provider: str = "cpu") -> None:
+    def __init__(self, name: str, model_uri: str, *, provider: str = "cpu", model: StepModel | None = None) -> None:
         super().__init__(name)
         self.model_uri = model_uri
         self.provider = provider
-        self.model: StepModel | None = None
+        self.model = model
 
     def load(self) -> bool:
         """Load and check the file; KServe calls readiness from the result."""

@@ -1,52 +1,41 @@
-"""`python -m serving.transformer`: WebSocket streams on KServe's server, with a model here or on a predictor."""
+"""`python -m serving.transformer`: streams and KServe's endpoints on one port, with a model here or on a predictor."""
 
 import argparse
 import logging
+import sys
 
-from kserve import Model, ModelServer, model_server
-from kserve.model_server import app
-
-from serving.transformer.app import StreamingApp
-from serving.transformer.engine import Engine
-from serving.transformer.remote import RemotePredictor
-from voiceflow.adapters.registry import resolve_model
-from voiceflow.config import load_params
-from voiceflow.runtime import StepModel
-
-parser = argparse.ArgumentParser(parents=[model_server.parser], description=__doc__, conflict_handler="resolve")
-parser.add_argument("--predictor_host", default=None, help="host:port of a predictor; without one the model runs here")
-parser.add_argument("--predictor_protocol", default="grpc-v2", choices=["grpc-v2"], help="protocol of the predictor")
-parser.add_argument("--model", default="pretrained", help="pretrained, a path, or models:/voiceflow-diarizer@champion")
-parser.add_argument("--variant", default="champion", help="told to clients and in metrics")
+from voiceflow.errors import VoiceflowError
 
 
-class StreamingTransformer(Model):
-    """KServe's view of the transformer: ready as soon as the engine is."""
-
-    def load(self) -> bool:
-        """Nothing more to load."""
-        self.ready = True
-        return True
-
-
-def build_engine(arguments: argparse.Namespace) -> Engine:
-    """The engine over a model in this process or on a predictor."""
-    config = load_params().streaming
-    if arguments.predictor_host:
-        predictor = RemotePredictor(arguments.predictor_host, arguments.model_name)
-        return Engine(predictor.metadata(), predictor.score, config)
-    return Engine.local(StepModel(resolve_model(arguments.model)), config)
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Our flags; KServe reads its own from the same command line."""
+    parser = argparse.ArgumentParser(prog="serving.transformer", description=__doc__)
+    parser.add_argument("--model_name", default="voiceflow-diarizer", help="name of the model in KServe's protocols")
+    parser.add_argument("--http_port", type=int, default=8080, help="HTTP and WebSocket port")
+    parser.add_argument("--grpc_port", type=int, default=8081, help="gRPC port (Open Inference Protocol)")
+    parser.add_argument("--model", default="pretrained", help="pretrained, a path, or models:/NAME@champion")
+    parser.add_argument("--variant", default="champion", help="told to clients and in metrics")
+    parser.add_argument(
+        "--predictor_host", default=None, help="host:port of a predictor; without one the model is here"
+    )
+    parser.add_argument("--predictor_protocol", default="grpc-v2", choices=["grpc-v2"])
+    parser.add_argument("--speed_limit", type=float, default=None, help="audio seconds a second of one stream; 0: none")
+    parser.add_argument("--max_streams", type=int, default=None, help="streams that are held at most")
+    return parser.parse_known_args(arguments)[0]
 
 
 def main() -> None:
     """Serve until told to stop."""
-    arguments, _ = parser.parse_known_args()
-    engine = build_engine(arguments)
-    app.router.routes.extend(StreamingApp(engine, variant=arguments.variant).routes())
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("voiceflow").setLevel(logging.INFO)
-    transformer = StreamingTransformer(arguments.model_name)
-    transformer.load()
-    ModelServer().start([transformer])
+    arguments = parse_arguments()
+    from serving.transformer.worker import run
+
+    try:
+        run(arguments)
+    except VoiceflowError as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(1) from err
 
 
 if __name__ == "__main__":

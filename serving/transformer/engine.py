@@ -4,20 +4,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from serving.transformer import metrics
 from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
-from voiceflow.errors import StreamError
 from voiceflow.runtime import StepModel
 from voiceflow.streaming.lanes import Batch, Lane, Lanes
 from voiceflow.streaming.session import StreamSettings
 
 logger = logging.getLogger("voiceflow.engine")
 Score = Callable[[Batch], Awaitable[tuple[np.ndarray, np.ndarray]]]
+LOAD_OVER_S = 1.0
+"""The load is a running mean over about so long."""
 
 
 @dataclass(eq=False)
@@ -25,10 +26,35 @@ class Stream:
     """A lane in the engine."""
 
     session: Lane
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the session has been scored; the reader of answers clears it."""
+    on_scored: Callable[[], None] | None = None
+    """Called after each of its steps, and when the engine gives up on it."""
     failure: Exception | None = None
     """Why the engine gave up on it."""
+    is_counted: bool = True
+    """Whether it is one of the streams that a server holds: a look at the end of another is not."""
+    _settled: asyncio.Future[None] | None = None
+
+    def scored(self) -> None:
+        """Tell those who wait for it."""
+        if self._settled is not None and (self.failure is not None or not self.session.has_work):
+            if not self._settled.done():
+                self._settled.set_result(None)
+            self._settled = None
+        if self.on_scored is not None:
+            self.on_scored()
+
+    async def settle(self) -> None:
+        """Wait until everything it has to score is scored.
+
+        Raises:
+            Exception: What made the engine give up on it.
+        """
+        while self.failure is None and self.session.has_work:
+            if self._settled is None:
+                self._settled = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._settled)
+        if self.failure is not None:
+            raise self.failure
 
 
 class Engine:
@@ -43,6 +69,8 @@ class Engine:
     def __init__(self, metadata: ModelMetadata, score: Score, config: StreamingConfig) -> None:
         self.metadata = metadata
         self.config = config
+        self.load = 0.0
+        """Share of the time in which a batch was being worked on."""
         self._score = score
         self._lanes = Lanes(metadata)
         self._streams: dict[int, Stream] = {}
@@ -61,24 +89,32 @@ class Engine:
 
     @property
     def num_streams(self) -> int:
-        """Streams that are open."""
-        return len(self._streams)
+        """Streams that are open, those that wait for their client among them."""
+        return sum(stream.is_counted for stream in self._streams.values())
 
-    def open(self, settings: StreamSettings) -> Stream:
-        """Take in a stream.
+    def open(self, settings: StreamSettings, *, keep_s: float | None = None) -> Stream:
+        """Take in a stream; `keep_s` as for `Lanes.open`.
 
         Raises:
-            StreamError: `too_many`, or settings that are not served.
+            StreamError: Settings that are not served.
         """
-        if len(self._streams) >= self.config.max_streams:
-            raise StreamError(
-                "too_many", f"this server holds {self.config.max_streams} streams already; try again later"
-            )
-        return self._take_in(self._lanes.open(settings))
+        return self._take_in(self._lanes.open(settings, keep_s=keep_s, now_s=time.monotonic()))
 
     def twin(self, stream: Stream) -> Stream:
         """Another stream that has heard what this one has, to look at its end while it goes on."""
-        return self._take_in(self._lanes.twin(stream.session))
+        twin = self._take_in(self._lanes.twin(stream.session))
+        twin.is_counted = False
+        return twin
+
+    async def save(self, stream: Stream, *, turns_s: float | None = None) -> bytes:
+        """See `Lanes.save`; waits until no scores are awaited for it."""
+        while self._lanes.asked_C[stream.session.row]:
+            await asyncio.sleep(0.001)
+        return self._lanes.save(stream.session, turns_s=turns_s)
+
+    def restore(self, saved: bytes) -> Stream:
+        """See `Lanes.restore`."""
+        return self._take_in(self._lanes.restore(saved, now_s=time.monotonic()))
 
     def _take_in(self, lane: Lane) -> Stream:
         stream = self._streams[lane.row] = Stream(lane)
@@ -98,23 +134,15 @@ class Engine:
         self._work.set()
 
     async def settle(self, stream: Stream) -> None:
-        """Wait until everything the stream has to score is scored.
-
-        Raises:
-            Exception: What made the engine give up on it.
-        """
+        """See `Stream.settle`."""
         self.wake()
-        while stream.failure is None and stream.session.has_work:
-            stream.changed.clear()
-            await stream.changed.wait()
-        if stream.failure is not None:
-            raise stream.failure
+        await stream.settle()
 
     async def _run(self) -> None:
         while True:
             await self._work.wait()
-            started = time.perf_counter()
-            batch = self._lanes.gather(max_batch=self.config.max_batch)
+            started_s = time.monotonic()
+            batch = self._lanes.gather(max_batch=self.config.max_batch, now_s=started_s)
             if batch is None:
                 self._work.clear()
                 continue
@@ -131,10 +159,20 @@ class Engine:
                 for lane in scored:
                     self._streams[lane.row].failure = err
             for stream in [self._streams[lane.row] for lane in scored]:
-                stream.changed.set()
+                stream.scored()
                 if stream.failure is not None:
                     self.leave(stream)
-            # A tick lets packets gather; a backlog, or a look past an end, is worked off without waiting.
-            pause_s = self.config.tick_ms / 1000.0 - (time.perf_counter() - started)
-            behind = bool(self._lanes.ending) or self._lanes.most_waiting_s > 0.5
-            await asyncio.sleep(0.0 if behind else max(0.0, pause_s))
+            await asyncio.sleep(self._pause_s(time.monotonic() - started_s))
+
+    def _pause_s(self, busy_s: float) -> float:
+        """How long packets may gather before the next step: the busier, the longer, for larger batches cost less.
+
+        A backlog, or a look past an end, is worked off without waiting.
+        """
+        tick_s = self.config.tick_ms / 1000.0 * (1.0 + 2.0 * self.load)
+        behind = bool(self._lanes.ending) or self._lanes.most_waiting_s > 0.5
+        pause_s = 0.0 if behind else max(0.0, tick_s - busy_s)
+        share = min(1.0, (busy_s + pause_s) / LOAD_OVER_S)
+        self.load += share * (busy_s / (busy_s + pause_s) - self.load)
+        metrics.TICK_SECONDS.observe(busy_s)
+        return pause_s

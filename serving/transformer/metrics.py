@@ -2,30 +2,41 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-_INFERENCE_LATENCY = Histogram(
-    "inference_latency_seconds",
-    "Time of one batched model step.",
-    ["model_version", "variant"],
-    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_MODEL = ("model_version", "variant")
+_INFERENCE_LATENCY = Histogram("inference_latency_seconds", "Time of one batched model step.", _MODEL, buckets=_SECONDS)
+_INFERENCE_REQUESTS = Counter("inference_requests_total", "Batched model steps.", _MODEL)
+_INFERENCE_ERRORS = Counter("inference_errors_total", "Steps or requests that failed.", _MODEL)
+_CONNECTIONS = Gauge("websocket_connections_active", "Open WebSocket streams.", _MODEL, multiprocess_mode="livesum")
+_EMISSION = Histogram(
+    "voiceflow_emission_latency_seconds",
+    "From the arrival of the audio that an answer needs to the answer, of some streams in each step.",
+    _MODEL,
+    buckets=_SECONDS,
 )
-_INFERENCE_REQUESTS = Counter("inference_requests_total", "Batched model steps.", ["model_version", "variant"])
-_INFERENCE_ERRORS = Counter("inference_errors_total", "Steps or requests that failed.", ["model_version", "variant"])
-_CONNECTIONS = Gauge("websocket_connections_active", "Open WebSocket streams.", ["model_version", "variant"])
 BATCH_SIZE = Histogram("voiceflow_batch_size", "Streams in one step.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
+TICK_SECONDS = Histogram("voiceflow_tick_seconds", "Time of a step with all that goes with it.", buckets=_SECONDS)
 AUDIO_SECONDS = Counter("voiceflow_audio_seconds_total", "Audio received on streams, in seconds.")
+STREAMS = Gauge("voiceflow_active_streams", "Streams that are held.", multiprocess_mode="livesum")
+LOAD = Gauge("voiceflow_load_ratio", "Share of the time in which steps are worked on.", multiprocess_mode="livemax")
+REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.", ["code"])
+RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
+FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.")
 
 INFERENCE_LATENCY = _INFERENCE_LATENCY.labels("unknown", "champion")
 INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels("unknown", "champion")
 INFERENCE_ERRORS = _INFERENCE_ERRORS.labels("unknown", "champion")
 CONNECTIONS = _CONNECTIONS.labels("unknown", "champion")
+EMISSION = _EMISSION.labels("unknown", "champion")
 
 
 def set_model(version: str, variant: str) -> None:
     """Label the metrics with the model that is served."""
-    global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS
-    for metric in (_INFERENCE_LATENCY, _INFERENCE_REQUESTS, _INFERENCE_ERRORS, _CONNECTIONS):
+    global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS, EMISSION
+    for metric in (_INFERENCE_LATENCY, _INFERENCE_REQUESTS, _INFERENCE_ERRORS, _CONNECTIONS, _EMISSION):
         metric.clear()
     INFERENCE_LATENCY = _INFERENCE_LATENCY.labels(version, variant)
     INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels(version, variant)
     INFERENCE_ERRORS = _INFERENCE_ERRORS.labels(version, variant)
     CONNECTIONS = _CONNECTIONS.labels(version, variant)
+    EMISSION = _EMISSION.labels(version, variant)

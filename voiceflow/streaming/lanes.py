@@ -34,6 +34,10 @@ IntArray = npt.NDArray[np.int64]
 Batch = tuple[FloatArray, FloatArray, IntArray]
 """Features (B, 640), states (B, N) and steps of look-ahead (B,): the inputs of one step of the model."""
 FIRST_CAPACITY = 64
+AHEAD_S = 1.0
+"""A lane is ahead of real time where it has been scored for so much more than the time it is open."""
+BEHIND_STEPS = 3
+"""A lane is behind where more steps than these wait."""
 
 
 class Lane(Session):
@@ -100,6 +104,12 @@ class Lane(Session):
     def _count(self, num_samples: int) -> None:
         self._num_samples += num_samples
         self.lanes.waiting_C[self.row] = len(self._audio) // self.width // STEP_SAMPLES
+
+    def drop_partial(self) -> None:
+        """Forget the first bytes of a sample whose other bytes have not come: its packet is sent again."""
+        self._partial = b""
+        if partial := len(self._audio) % self.width:
+            del self._audio[-partial:]
 
     def finalize(self) -> None:
         """See `Session.finalize`."""
@@ -214,6 +224,7 @@ class Lanes:
         """Whether the scores of a step are awaited: its audio is taken, its state is still that of before."""
         self.scored_C = np.zeros(capacity, np.int64)
         self.lookahead_C = np.zeros(capacity, np.int64)
+        self.opened_s_C = np.zeros(capacity)
         self.ending: dict[int, Lane] = {}
         """Lanes that look past their end, or will once their audio is scored."""
         self._features = FeatureRows(capacity)
@@ -227,12 +238,13 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def open(self, settings: StreamSettings, *, keep_s: float | None = None) -> Lane:
+    def open(self, settings: StreamSettings, *, keep_s: float | None = None, now_s: float = 0.0) -> Lane:
         """A stream that begins.
 
         Args:
             settings: What the client declared.
             keep_s: How far back its turns are remembered; None for all.
+            now_s: Time by the clock that `gather` is told.
 
         Raises:
             StreamError: For settings that are not served.
@@ -246,12 +258,13 @@ class Lanes:
             self._clear(row)
             raise
         self._lanes[row] = lane
+        self.opened_s_C[row] = now_s
         return lane
 
     def twin(self, lane: Lane) -> Lane:
         """Another stream that has heard and said what this one has, to look at its end while it goes on."""
         assert not self.asked_C[lane.row]
-        twin = self.open(lane.settings)
+        twin = self.open(lane.settings, now_s=float(self.opened_s_C[lane.row]))
         for array in self.row_arrays().values():
             array[twin.row] = array[lane.row]
         twin.from_plain(lane.to_plain())
@@ -277,8 +290,8 @@ class Lanes:
         )
         return saved
 
-    def restore(self, saved: bytes) -> Lane:
-        """The stream of a `save`, with the same turns, labels and audio to score.
+    def restore(self, saved: bytes, *, now_s: float = 0.0) -> Lane:
+        """The stream of a `save`, with the same turns, labels and audio to score; `now_s` as for `open`.
 
         Raises:
             StreamError: `bad_snapshot`: not a snapshot; `other_model`: one of another model.
@@ -300,6 +313,7 @@ class Lanes:
             except Exception:
                 self.leave(lane)
                 raise
+            self.opened_s_C[lane.row] = now_s - lane.received_s
         except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as err:
             raise StreamError("bad_snapshot", f"expected a saved stream ({type(err).__name__})") from err
         return lane
@@ -335,10 +349,15 @@ class Lanes:
         """Audio not yet scored of the lane that has most of it, in seconds."""
         return float(self.waiting_C.max()) * STEP_S
 
-    def gather(self, *, max_batch: int) -> Batch | None:
+    def gather(self, *, max_batch: int, now_s: float | None = None) -> Batch | None:
         """Inputs of one step of the lanes that have one, at most `max_batch`; scores are expected next.
 
         A batch may be scored again, elsewhere, if its scoring fails.
+
+        Args:
+            max_batch: Lanes at most.
+            now_s: Time by the clock of `open`. Given it, lanes that are ahead of real time wait while any
+                other is behind: who sends faster than people speak gets what the others leave.
         """
         assert self._asked is None
         flushing = [lane for lane in tuple(self.ending.values()) if lane.begin_flush_if_due()]
@@ -348,6 +367,8 @@ class Lanes:
             del self.ending[row]
         flushing = flushing[:max_batch]
         rows_B = np.flatnonzero(waits_C)
+        if now_s is not None:
+            rows_B = self._without_those_ahead(rows_B, now_s)
         if len(rows_B) > max_batch - len(flushing):  # those left out come first next time
             first = int(np.searchsorted(rows_B, self._next))
             rows_B = np.roll(rows_B, -first)[: max_batch - len(flushing)]
@@ -367,6 +388,12 @@ class Lanes:
             state_BN = np.concatenate([np.stack([lane.flush_state for lane in flushing]), state_BN])
             lookahead_B = np.concatenate([[lane.lookahead_steps for lane in flushing], lookahead_B])
         return features_BF, state_BN, lookahead_B
+
+    def _without_those_ahead(self, rows_B: IntArray, now_s: float) -> IntArray:
+        is_ahead_B = self.scored_C[rows_B] * STEP_S > now_s - self.opened_s_C[rows_B] + AHEAD_S
+        if not is_ahead_B.any() or not (self.waiting_C[rows_B[~is_ahead_B]] > BEHIND_STEPS).any():
+            return rows_B
+        return rows_B[~is_ahead_B]
 
     def scatter(self, activity_BS: FloatArray, state_BN: FloatArray) -> list[Lane]:
         """Take the scores of the batch last gathered; returns its lanes."""
@@ -424,6 +451,7 @@ class Lanes:
         self.state_CN = np.concatenate([self.state_CN, np.zeros((extra, self.state_CN.shape[1]), np.float32)])
         for name in ("waiting_C", "scored_C", "lookahead_C"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
+        self.opened_s_C = np.concatenate([self.opened_s_C, np.zeros(extra)])
         self.asked_C = np.concatenate([self.asked_C, np.zeros(extra, np.bool_)])
         self._free += range(capacity - 1, before - 1, -1)
 

@@ -72,6 +72,9 @@ class Start(Message):
     audio: AudioFormat = AudioFormat()
     diarization: DiarizationOptions = DiarizationOptions()
     resume_token: str | None = None
+    """Of a stream that was cut off: it goes on, with the settings it was opened with."""
+    last_seq: int = 0
+    """With a resume token: `seq` of the last segment or revision that came; those after it are told again."""
     ack: bool = False
 
 
@@ -87,15 +90,34 @@ class KeepAlive(Message):
     type: Literal["keepalive"]
 
 
+class Update(Message):
+    """Another wish of a stream that is under way."""
+
+    type: Literal["update"]
+    diarization: DiarizationOptions = DiarizationOptions()
+
+    def check(self) -> None:
+        """Refuse what cannot change within a stream.
+
+        Raises:
+            StreamError: `bad_update`.
+        """
+        wishes = self.diarization.model_fields_set
+        if wishes:
+            raise StreamError(
+                "bad_update", f"expected nothing that is settled at the start, got {sorted(wishes)}; open another stream"
+            )
+
+
 class Close(Message):
     """No more audio; answer everything and close."""
 
     type: Literal["close"]
 
 
-ClientMessage = Start | Finalize | KeepAlive | Close
+ClientMessage = Start | Finalize | KeepAlive | Update | Close
 _ADAPTER: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
-TYPES = ("start", "finalize", "keepalive", "close")
+TYPES = ("start", "finalize", "keepalive", "update", "close")
 
 
 def parse(text: str) -> ClientMessage:

@@ -1,0 +1,1 @@
+"""What clients speak: the stream protocols over WebSockets, and plain HTTP."""

@@ -1,0 +1,240 @@
+"""One WebSocket: whole messages in, bounded sending out, and an error told before it closes."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+import orjson
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+from serving.errors import DONE, close_code, told, wire_code
+from serving.transformer import metrics
+from voiceflow.errors import StreamError, VoiceflowError
+
+logger = logging.getLogger("voiceflow.streams")
+CLOSE_TIMEOUT_S = 5.0
+"""So long a client has to take the last messages and close its side."""
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Of a message in fragments; a larger single frame is refused by the WebSocket layer with 1009."""
+
+
+class Talk(ABC):
+    """One protocol's side of a connection; whatever it raises is told to the client and ends the connection."""
+
+    connection: "Connection"
+
+    def begin(self) -> None:  # noqa: B027
+        """The connection is open."""
+
+    @abstractmethod
+    def on_text(self, text: str) -> None:
+        """A text message."""
+
+    @abstractmethod
+    def on_audio(self, data: bytes) -> None:
+        """A binary message."""
+
+    @abstractmethod
+    def lost(self) -> None:
+        """The connection is gone; called once."""
+
+    def sweep(self, now_s: float) -> None:  # noqa: B027
+        """Called about every tenth of a second: what must happen when nothing comes."""
+
+    def error_message(self, error: Exception) -> dict[str, Any]:
+        """How this protocol tells of an error."""
+        message = {"type": "error", "code": wire_code(error), "message": told(error)}
+        retry_after_s = getattr(error, "retry_after_s", None)
+        return message if retry_after_s is None else {**message, "retry_after_s": retry_after_s}
+
+
+class Connection(WSListener):
+    """A WebSocket as its talk sees it.
+
+    Args:
+        talk: The protocol that is spoken.
+        max_unsent_bytes: What may wait to be read by the client, in our process.
+        protocol: Its name in metrics.
+    """
+
+    def __init__(self, talk: Talk, *, max_unsent_bytes: int, protocol: str) -> None:
+        self.talk = talk
+        self.protocol = protocol
+        self.is_open = False
+        """Whether messages go in and out: from the handshake to the first reason to close."""
+        self.failure: Exception | None = None
+        """What the client was told why it cannot go on."""
+        self.is_paused = False
+        """Whether reading pauses."""
+        self.last_heard_s = 0.0
+        self.last_sent_s = 0.0
+        self._max_unsent_bytes = max_unsent_bytes
+        self._transport: WSTransport | None = None
+        self._fragments: list[bytes] = []
+        self._is_text = False
+        self._held: deque[str | bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        talk.connection = self
+
+    # what the WebSocket layer calls
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Begin."""
+        self._transport = transport
+        transport.underlying_transport.set_write_buffer_limits(high=self._max_unsent_bytes)
+        self.is_open = True
+        self.last_heard_s = self.last_sent_s = self._loop.time()
+        metrics.CONNECTIONS.inc()
+        self._guarded(self.talk.begin)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Put messages together and hand them on."""
+        kind = frame.msg_type
+        if kind == WSMsgType.CLOSE:
+            self.is_open = False
+            if not transport.is_close_frame_sent:
+                code = frame.get_close_code()
+                transport.send_close(WSCloseCode.OK if code == WSCloseCode.NO_INFO else code)
+            transport.disconnect()
+            return
+        if kind == WSMsgType.PONG or not self.is_open:
+            return
+        self.last_heard_s = self._loop.time()
+        data = frame.get_payload_as_bytes()
+        if kind != WSMsgType.CONTINUATION:
+            self._is_text = kind == WSMsgType.TEXT
+        if self._fragments or not frame.fin:
+            self._fragments.append(data)
+            if sum(map(len, self._fragments)) > MAX_MESSAGE_BYTES:
+                self.fail(StreamError("too_large", f"expected messages of at most {MAX_MESSAGE_BYTES} bytes"))
+                return
+            if not frame.fin:
+                return
+            data = b"".join(self._fragments)
+            self._fragments.clear()
+        message: str | bytes = data
+        if self._is_text:
+            try:
+                message = data.decode()
+            except UnicodeDecodeError:
+                self.fail(StreamError("bad_json", "expected text in UTF-8"))
+                return
+        if self._held is not None:
+            self._held.append(message)
+        else:
+            self._hand_on(message)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """The end."""
+        self.is_open = False
+        metrics.CONNECTIONS.dec()
+        if self._ending is not None:
+            self._ending.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        self.talk.lost()
+
+    def pause_writing(self) -> None:
+        """More waits to be read than may."""
+        self.fail(StreamError("slow_reader", "answers are not being read; read faster and open another stream"))
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+
+    # what a talk calls
+
+    @property
+    def was_closed_by_client(self) -> bool:
+        """Whether the client said that it is done with the connection, or answered that we are."""
+        handshake = self._transport.close_handshake if self._transport is not None else None
+        return handshake is not None and handshake.recv is not None
+
+    def send(self, message: bytes) -> None:
+        """Send a text message."""
+        if self.is_open and self._transport is not None:
+            self.last_sent_s = self._loop.time()
+            self._transport.send(WSMsgType.TEXT, message)
+
+    def send_json(self, message: dict[str, Any]) -> None:
+        """Send a message as JSON."""
+        self.send(orjson.dumps(message))
+
+    def fail(self, error: Exception) -> None:
+        """Tell of an error and close with its code; calling it again is harmless."""
+        if not self.is_open:
+            return
+        if not isinstance(error, VoiceflowError):
+            logger.error("a stream failed", exc_info=error)
+        self.failure = error
+        metrics.INFERENCE_ERRORS.inc()
+        metrics.REFUSALS.labels(wire_code(error)).inc()
+        self.send_json(self.talk.error_message(error))
+        self.close(close_code(error), wire_code(error))
+
+    def close(self, code: int = DONE, reason: str = "") -> None:
+        """Say no more, and disconnect once the client has read everything or its time is up."""
+        if not self.is_open or self._transport is None:
+            return
+        self.is_open = False
+        self._transport.send_close(code, reason.encode()[:100])
+        transport = self._transport.underlying_transport
+        self._ending = self._loop.call_later(CLOSE_TIMEOUT_S, transport.abort)
+        if self.is_paused:  # its close frame is to be read
+            transport.resume_reading()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes time; messages that come meanwhile are taken in order afterwards."""
+        assert self._held is None
+        self._held = deque()
+        self.pause_reading()
+        self._task = self._loop.create_task(self._run(work))
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as err:
+            self.fail(err)
+        held, self._held, self._task = self._held or deque(), None, None
+        while held and self._held is None:
+            self._hand_on(held.popleft())
+        if self._held is not None:
+            self._held.extendleft(reversed(held))
+        else:
+            self.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the client: TCP slows it down."""
+        if not self.is_paused and self._transport is not None and not self._transport.is_disconnected:
+            self.is_paused = True
+            self._transport.underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take messages again."""
+        if self.is_paused and self._held is None and self._transport is not None:
+            self.is_paused = False
+            if not self._transport.is_disconnected:
+                self._transport.underlying_transport.resume_reading()
+
+    def sweep(self, now_s: float) -> None:
+        """See `Talk.sweep`."""
+        if self.is_open:
+            self._guarded(lambda: self.talk.sweep(now_s))
+
+    def _hand_on(self, message: str | bytes) -> None:
+        if not self.is_open:
+            return
+        if isinstance(message, bytes):
+            self._guarded(lambda: self.talk.on_audio(message))
+        else:
+            self._guarded(lambda: self.talk.on_text(message))
+
+    def _guarded(self, work: Any) -> None:
+        try:
+            work()
+        except Exception as err:
+            self.fail(err)

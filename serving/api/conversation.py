@@ -1,0 +1,218 @@
+"""A stream of `/v1/stream` as it outlives its connections: what was said to the client, and how it comes back."""
+
+import hashlib
+import hmac
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgpack
+import orjson
+
+from serving.transformer.engine import Engine, Stream
+from voiceflow.audio import SAMPLE_BYTES
+from voiceflow.errors import StreamError
+from voiceflow.streaming.messages import event_message
+
+ID_BYTES = 12
+RECENT_MESSAGES = 256
+"""Segments and revisions that can be told again to a client that comes back."""
+SAVED_TURNS_S = 600.0
+"""How far back turns go along when a stream moves to another process."""
+MAX_WAITING_ACKS = 1000
+"""Beyond it one acknowledgement covers several packets."""
+
+
+class Listener(Protocol):
+    """Who is told what a conversation has to say."""
+
+    def say(self, message: bytes) -> None:
+        """Send a message."""
+        ...
+
+    def all_said(self) -> None:
+        """The stream is done: everything has been said."""
+        ...
+
+    def gone(self, error: Exception) -> None:
+        """The conversation goes on elsewhere, or cannot go on."""
+        ...
+
+
+def new_id() -> str:
+    """A session id that cannot be guessed."""
+    return secrets.token_hex(ID_BYTES)
+
+
+class Tokens:
+    """Resume tokens and single-use tickets: an id that only holders of the key can have made.
+
+    Args:
+        key: Shared by all processes whose tokens are good here.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def make(self, purpose: str, id_: str) -> str:
+        """A token for an id."""
+        raw = bytes.fromhex(id_)
+        return urlsafe_b64encode(raw + self._mark(purpose, raw)).decode().rstrip("=")
+
+    def read(self, purpose: str, token: str) -> str:
+        """The id of a token.
+
+        Raises:
+            StreamError: `bad_token`: not made here, or for something else.
+        """
+        try:
+            data = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        except ValueError:
+            data = b""
+        raw = data[:ID_BYTES]
+        if len(data) != ID_BYTES + 16 or not hmac.compare_digest(data[ID_BYTES:], self._mark(purpose, raw)):
+            raise StreamError("bad_token", f"expected a {purpose} token of this service; it is not one, or was changed")
+        return raw.hex()
+
+    def _mark(self, purpose: str, raw: bytes) -> bytes:
+        return hmac.digest(self._key, purpose.encode() + b"\0" + raw, hashlib.sha256)[:16]
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A stream, the messages it gave rise to, and whoever listens."""
+
+    id: str
+    stream: Stream
+    owner: str = ""
+    """Whose key opened it; nobody else can resume it."""
+    ack: bool = False
+    seq: int = 0
+    num_bytes: int = 0
+    """Audio taken from the client; a client that comes back goes on behind the last whole sample of it."""
+    packets: deque[float] = field(default_factory=deque)
+    """Ends of packets, in seconds, that are to be acknowledged."""
+    recent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=RECENT_MESSAGES))
+    """The last messages, by seq."""
+    closed: bytes | None = None
+    """The last message of all, once everything is decided."""
+    is_closing: bool = False
+    listener: Listener | None = None
+    flips: int = 0
+    """Turns whose speaker turned out to be another one."""
+
+    def __post_init__(self) -> None:
+        self.stream.on_scored = self.scored
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample as the client sends it."""
+        return SAMPLE_BYTES[self.stream.session.settings.encoding]
+
+    @property
+    def audio_s(self) -> float:
+        """Where the next sample that the client sends belongs, in seconds from the stream's start."""
+        return round(self.num_bytes // self.sample_bytes / self.stream.session.settings.sample_rate_hz, 6)
+
+    def receive_audio(self, data: bytes) -> None:
+        """Take a packet.
+
+        Raises:
+            VoiceflowError: See `Session.receive_audio`; nothing of the packet is taken then.
+        """
+        session = self.stream.session
+        session.receive_audio(data)
+        self.num_bytes += len(data)
+        if self.ack:
+            if len(self.packets) >= MAX_WAITING_ACKS:
+                self.packets.pop()
+            self.packets.append(session.received_s)
+
+    def resume(self) -> None:
+        """A client comes back: what it had sent of a sample's first bytes comes again."""
+        self.stream.session.drop_partial()
+        self.num_bytes -= self.num_bytes % self.sample_bytes
+
+    def close(self) -> None:
+        """No more audio will come."""
+        self.is_closing = True
+        self.stream.session.close()
+
+    def scored(self) -> None:
+        """Say what there is to say; the engine calls it after each step."""
+        if self.stream.failure is not None:
+            if self.listener is not None:
+                self.listener.gone(self.stream.failure)
+            return
+        session = self.stream.session
+        for event in session.events_to_send():
+            self.seq += 1
+            message = event_message(event, self.seq)
+            self.flips += len(message["segments"]) if message["type"] == "revision" else 0
+            self._say(orjson.dumps(message))
+        packets = self.packets
+        if packets:
+            answered_s = session.answered_s + 1e-6
+            while packets and answered_s >= packets[0]:
+                self._acknowledge(packets.popleft())
+        if self.is_closing and self.closed is None and session.is_done:
+            self.closed = orjson.dumps(
+                {"type": "closed", "audio_s": session.received_s, "speakers": session.num_speakers}
+            )
+            if self.listener is not None:
+                self.listener.all_said()
+
+    def tell_again(self, *, after_seq: int) -> None:
+        """Say what was said after a message once more, to the listener there is now."""
+        for seq, message in list(self.recent):
+            if seq > after_seq and self.listener is not None:
+                self.listener.say(message)
+        if self.closed is not None and self.listener is not None:
+            self.listener.all_said()
+
+    def _say(self, message: bytes) -> None:
+        self.recent.append((self.seq, message))
+        if self.listener is not None:
+            self.listener.say(message)
+
+    def _acknowledge(self, end_s: float) -> None:
+        if self.listener is not None:
+            lag_ms = 1000.0 * self.stream.session.waiting_s
+            self.listener.say(b'{"type":"ack","audio_s":%.6f,"lag_ms":%.1f}' % (end_s, lag_ms))
+
+    # to another process, or to a store
+
+    async def save(self, engine: Engine) -> bytes:
+        """All there is to it as bytes; not signed, not encrypted."""
+        lane = await engine.save(self.stream, turns_s=SAVED_TURNS_S)
+        saved: bytes = msgpack.packb(
+            {
+                "id": self.id,
+                "owner": self.owner,
+                "ack": self.ack,
+                "seq": self.seq,
+                "num_bytes": self.num_bytes,
+                "packets": list(self.packets),
+                "recent": list(self.recent),
+                "closed": self.closed,
+                "is_closing": self.is_closing,
+                "flips": self.flips,
+                "lane": lane,
+            }
+        )
+        return saved
+
+    @classmethod
+    def restore(cls, saved: bytes, engine: Engine) -> "Conversation":
+        """The conversation of a `save`, with nobody listening.
+
+        Raises:
+            StreamError: See `Lanes.restore`.
+        """
+        plain: dict[str, Any] = msgpack.unpackb(saved)
+        stream = engine.restore(plain.pop("lane"))
+        plain["packets"] = deque(plain["packets"])
+        plain["recent"] = deque(((seq, message) for seq, message in plain["recent"]), maxlen=RECENT_MESSAGES)
+        return cls(stream=stream, **plain)

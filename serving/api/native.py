@@ -1,0 +1,223 @@
+"""`/v1/stream`: the native protocol, from start to closed, over one connection or several."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from serving.api.connection import Talk
+from serving.api.conversation import Conversation, new_id
+from serving.api.pace import Pace
+from serving.api.service import Service
+from serving.errors import DONE, wire_code
+from serving.transformer import metrics
+from voiceflow.errors import StreamError, VoiceflowError
+from voiceflow.streaming.messages import (
+    Close,
+    EnrolledSpeaker,
+    Finalize,
+    KeepAlive,
+    Start,
+    Update,
+    parse,
+    settings_of,
+)
+from voiceflow.streaming.session import StreamSettings, Voice
+
+HEARTBEAT = b'{"type":"heartbeat"}'
+CAN_COME_BACK = ("idle", "slow_reader")
+"""Errors after which a stream waits for its client as if the connection had been cut."""
+
+
+class NativeTalk(Talk):
+    """One connection that speaks it.
+
+    Args:
+        service: The process's streams.
+        owner: Whose key opened the connection; empty where none is asked for.
+    """
+
+    def __init__(self, service: Service, owner: str = "") -> None:
+        self.service = service
+        self.config = service.config
+        self.owner = owner
+        self.conversation: Conversation | None = None
+        self.pace = Pace(service.config)
+
+    # what the client says
+
+    def on_text(self, text: str) -> None:
+        """A message."""
+        message = parse(text)
+        conversation = self.conversation
+        if isinstance(message, Start):
+            if conversation is not None:
+                raise StreamError("started_already", "expected one start a stream; open another connection")
+            self.connection.run(self._start(message))
+            return
+        if conversation is None:
+            raise StreamError("no_start", f"expected start first, got {message.type}")
+        if isinstance(message, KeepAlive) or conversation.is_closing:
+            return
+        if isinstance(message, Update):
+            message.check()
+        elif isinstance(message, Finalize):
+            conversation.stream.session.finalize()
+            self.service.engine.wake()
+        elif isinstance(message, Close):
+            conversation.close()
+            self.service.engine.wake()
+            conversation.scored()  # there may be nothing left to score
+
+    def on_audio(self, data: bytes) -> None:
+        """A packet."""
+        conversation = self.conversation
+        if conversation is None:
+            raise StreamError("audio_before_start", 'expected {"type": "start", ...} before audio')
+        if len(data) > self.config.max_packet_bytes:
+            raise StreamError(
+                "too_large", f"expected packets of at most {self.config.max_packet_bytes} bytes, got {len(data)}"
+            )
+        session = conversation.stream.session
+        before_s = session.received_s
+        conversation.receive_audio(data)
+        metrics.AUDIO_SECONDS.inc(session.received_s - before_s)
+        if session.received_s > self.config.max_duration_s:
+            raise StreamError(
+                "too_long", f"expected at most {self.config.max_duration_s:g} s of audio in one stream; open another"
+            )
+        self.service.engine.wake()
+        self.pace.received(session.received_s - before_s)
+        if not self._may_read(asyncio.get_running_loop().time()):
+            self.connection.pause_reading()
+
+    def _may_read(self, now_s: float) -> bool:
+        conversation = self.conversation
+        assert conversation is not None
+        waiting_s = conversation.stream.session.waiting_s
+        return waiting_s <= self.config.max_queued_audio_s and self.pace.may_receive(now_s)
+
+    # start
+
+    async def _start(self, start: Start) -> None:
+        if start.resume_token is not None:
+            conversation = await self.service.take_back(start.resume_token, self.owner)
+            after_seq = start.last_seq
+            refused: list[dict[str, str]] = []
+        else:
+            conversation, refused = await self._open(start)
+            after_seq = 0
+        if not self.connection.is_open:  # it left while its speakers were heard
+            self.service.keep(conversation)
+            return
+        self.conversation = conversation
+        self.service.join(conversation, self)
+        settings = conversation.stream.session.settings
+        self.connection.send_json(
+            {
+                "type": "started",
+                "session_id": conversation.id,
+                "resume_token": self.service.tokens.make("resume", conversation.id),
+                "audio_s": conversation.audio_s,
+                "model": self.service.model,
+                "speakers_rejected": refused,
+                "limits": {
+                    "max_packet_bytes": self.config.max_packet_bytes,
+                    "max_speed": self.config.max_speed or None,
+                    "max_duration_s": self.config.max_duration_s,
+                    "idle_s": self.config.idle_s,
+                    "resume_s": self.config.resume_s,
+                    "max_speakers": settings.max_speakers or self.service.engine.metadata.num_slots,
+                    "voices_beyond": "each is given to the speaker it is most like",
+                },
+            }
+        )
+        conversation.tell_again(after_seq=after_seq)
+        self.service.engine.wake()
+
+    async def _open(self, start: Start) -> tuple[Conversation, list[dict[str, str]]]:
+        self.service.admit()
+        settings = settings_of(start, default_latency_s=self.config.latency_s)
+        voices, refused = await self._enrol(start.diarization.speakers)
+        stream = self.service.open(replace(settings, enrolled=tuple(voices)), keep_s=self.config.keep_s)
+        return Conversation(new_id(), stream, owner=self.owner, ack=start.ack), refused
+
+    async def _enrol(self, speakers: list[EnrolledSpeaker]) -> tuple[list[Voice], list[dict[str, str]]]:
+        """Voices of the speakers a client names, and whom it named in vain, and why."""
+        voices: list[Voice] = []
+        refused: list[dict[str, str]] = []
+        engine = self.service.engine
+        for speaker in speakers:
+            try:
+                if any(voice.label == speaker.label for voice in voices):
+                    raise StreamError("bad_enrolment", f"{speaker.label}: named twice; expected one recording a label")
+                samples_N = await asyncio.to_thread(speaker.audio)
+                stream = engine.open(StreamSettings("pcm_f32le", latency_s=1.04, max_speakers=1))
+                stream.is_counted = False
+                try:
+                    stream.session.receive_samples(samples_N)
+                    stream.session.close()
+                    await engine.settle(stream)
+                    voices.append(stream.session.voice(speaker.label))
+                finally:
+                    engine.leave(stream)
+            except VoiceflowError as err:
+                refused.append({"label": speaker.label, "reason": str(err)})
+        return voices, refused
+
+    # what the client is told
+
+    def say(self, message: bytes) -> None:
+        """See `conversation.Listener`."""
+        self.connection.send(message)
+
+    def all_said(self) -> None:
+        """See `conversation.Listener`."""
+        conversation = self.conversation
+        assert conversation is not None
+        assert conversation.closed is not None
+        self.connection.send(conversation.closed)
+        self.connection.close(DONE)
+
+    def gone(self, error: Exception) -> None:
+        """See `conversation.Listener`."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.listener = None
+            if conversation.stream.failure is not None:
+                self.service.forget(conversation)
+        self.connection.fail(error)
+
+    def go_away(self) -> None:
+        """The server goes: say so, tell what is decided, and let the client come back elsewhere."""
+        message: dict[str, Any] = {"type": "go_away", "reason": "the server is going", "resume_token": None}
+        if self.conversation is not None:
+            message["resume_token"] = self.service.tokens.make("resume", self.conversation.id)
+        self.connection.send_json(message)
+        if self.conversation is not None and not self.conversation.is_closing:
+            self.conversation.close()
+            self.service.engine.wake()
+            self.conversation.scored()
+
+    def sweep(self, now_s: float) -> None:
+        """See `Talk.sweep`."""
+        connection = self.connection
+        if connection.is_paused:
+            if self.conversation is not None and self._may_read(now_s):
+                connection.resume_reading()
+        elif now_s - connection.last_heard_s > self.config.idle_s:
+            raise StreamError("idle", f"expected audio or keepalive within {self.config.idle_s:g} s")
+        if now_s - connection.last_sent_s > self.config.heartbeat_s:
+            connection.send(HEARTBEAT)
+
+    def lost(self) -> None:
+        """See `Talk.lost`: the stream waits for its client, unless it was told everything."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is None:
+            return
+        told_all = conversation.closed is not None and self.connection.was_closed_by_client
+        failure = self.connection.failure
+        is_at_fault = failure is not None and wire_code(failure) not in CAN_COME_BACK
+        if told_all or is_at_fault or conversation.stream.failure is not None:
+            self.service.forget(conversation)
+        else:
+            self.service.keep(conversation)

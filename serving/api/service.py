@@ -1,0 +1,231 @@
+"""What all protocols of a process share: the engine, who may come in, and streams that wait for their clients."""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.api.connection import Connection
+from serving.api.conversation import Conversation, Listener, Tokens, new_id
+from serving.errors import DRAINED
+from serving.transformer import metrics
+from serving.transformer.engine import Engine, Stream
+from voiceflow.errors import StreamError
+from voiceflow.streaming.session import StreamSettings
+
+logger = logging.getLogger("voiceflow.streams")
+SWEEP_S = 0.1
+RETRY_AFTER_S = 5.0
+TICKET_S = 300.0
+DRAIN_S = 20.0
+"""So long clients have to take their last answers when the server goes."""
+Fetch = Callable[[str], Awaitable[bytes | None]]
+
+
+async def nowhere(session_id: str) -> bytes | None:
+    """No other process has the stream."""
+    return None
+
+
+def token_key() -> bytes:
+    """The key of resume tokens and tickets: `VOICEFLOW_TOKEN_KEY`, or one of this server's own."""
+    given = os.environ.get("VOICEFLOW_TOKEN_KEY")
+    return given.encode() if given else secrets.token_bytes(32)
+
+
+@dataclass(eq=False)
+class Service:
+    """One process's streams.
+
+    Args:
+        engine: Holds the streams.
+        variant: champion, challenger or shadow; told to clients.
+        tokens: Makes and reads resume tokens.
+        fetch: Asks elsewhere for a stream that is not here: other workers, or a store.
+    """
+
+    engine: Engine
+    variant: str = "champion"
+    tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
+    fetch: Fetch = nowhere
+    others: Callable[[], int] = lambda: 0
+    """Streams that other workers hold."""
+    redeem_elsewhere: Callable[[str], Awaitable[bool]] | None = None
+    """Asks the worker that makes tickets, where it is not this one."""
+    connections: set[Connection] = field(default_factory=set)
+    conversations: dict[str, Conversation] = field(default_factory=dict)
+    is_draining: bool = False
+    _tickets: dict[str, float] = field(default_factory=dict)
+    """Until when tickets are good."""
+    _alone: dict[str, float] = field(default_factory=dict)
+    """Since when conversations have had no client, the longest first."""
+    _sweeper: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.config = self.engine.config
+        self.model = {**self.engine.metadata.summary(), "variant": self.variant}
+        metrics.set_model(self.engine.metadata.version, self.variant)
+
+    def start(self) -> None:
+        """Begin to look after connections; in a running loop."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    # streams
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of this process and its fellows."""
+        return self.engine.num_streams + self.others()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a new stream would be refused."""
+        return self.num_streams >= self.config.max_streams or self.engine.load > self.config.max_load
+
+    def admit(self) -> None:
+        """Let a stream in.
+
+        Raises:
+            StreamError: `draining`, or `too_many` where there is no room or no time for it.
+        """
+        if self.is_draining:
+            raise StreamError("draining", "this server is going; connect again", retry_after_s=1.0)
+        if self.num_streams >= self.config.max_streams:
+            raise StreamError(
+                "too_many",
+                f"this server holds {self.config.max_streams} streams already; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if self.engine.load > self.config.max_load:
+            raise StreamError(
+                "too_many",
+                f"this server holds {self.num_streams} streams and has no time for more; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def open(self, settings: StreamSettings, *, keep_s: float | None = None) -> Stream:
+        """A new stream.
+
+        Raises:
+            StreamError: See `admit`; or settings that are not served.
+        """
+        self.admit()
+        return self.engine.open(settings, keep_s=keep_s)
+
+    # tickets: URLs for one connection each
+
+    def make_ticket(self) -> tuple[str, str]:
+        """The id and the signed form of a ticket that can be redeemed once."""
+        now_s = time.monotonic()
+        self._tickets = {id_: until_s for id_, until_s in self._tickets.items() if until_s > now_s}
+        id_ = new_id()
+        self._tickets[id_] = now_s + TICKET_S
+        return id_, self.tokens.make("live", id_)
+
+    async def redeem(self, ticket_id: str) -> bool:
+        """Use a ticket up; False if it was used, or is too old."""
+        if self.redeem_elsewhere is not None:
+            return await self.redeem_elsewhere(ticket_id)
+        return self._tickets.pop(ticket_id, 0.0) > time.monotonic()
+
+    # conversations
+
+    async def take_back(self, token: str, owner: str) -> Conversation:
+        """The conversation of a resume token, wherever it is; nobody listens to it any more.
+
+        Raises:
+            StreamError: `bad_token`, or `no_resume` where the stream is not kept.
+        """
+        session_id = self.tokens.read("resume", token)
+        found = self.conversations.get(session_id)
+        if found is None:
+            saved = await self.fetch(session_id)
+            if saved is None:
+                raise StreamError(
+                    "no_resume",
+                    f"the stream is not kept any more (its client was gone for more than {self.config.resume_s:g} s, "
+                    "or it was closed); open another",
+                )
+            found = Conversation.restore(saved, self.engine)
+            self.keep(found)
+        if found.owner != owner:
+            raise StreamError("not_authorised", "the stream was opened with another key")
+        if found.listener is not None:
+            found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        found.resume()
+        metrics.RESUMES.inc()
+        return found
+
+    def join(self, conversation: Conversation, listener: Listener) -> None:
+        """Somebody listens to a conversation."""
+        self.conversations[conversation.id] = conversation
+        self._alone.pop(conversation.id, None)
+        conversation.listener = listener
+        conversation.stream.is_counted = True
+
+    def keep(self, conversation: Conversation) -> None:
+        """Keep a conversation that nobody listens to until its client comes back, or for `resume_s`.
+
+        It costs nothing but memory: of more than `max_streams` of them, the one longest alone is forgotten.
+        """
+        self.conversations[conversation.id] = conversation
+        conversation.listener = None
+        conversation.stream.is_counted = False
+        self._alone[conversation.id] = asyncio.get_running_loop().time()
+        while len(self._alone) > self.config.max_streams:
+            self.forget(self.conversations[next(iter(self._alone))])
+
+    def forget(self, conversation: Conversation) -> None:
+        """A conversation is over."""
+        if self.conversations.get(conversation.id) is conversation:
+            del self.conversations[conversation.id]
+            self._alone.pop(conversation.id, None)
+            metrics.FLIPS.inc(conversation.flips)
+            self.engine.leave(conversation.stream)
+
+    async def give_away(self, session_id: str) -> bytes | None:
+        """A conversation of this process for another one that has its client now; None if there is none."""
+        found = self.conversations.get(session_id)
+        if found is None:
+            return None
+        if found.listener is not None:
+            found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        saved = await found.save(self.engine)
+        self.forget(found)
+        return saved
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = asyncio.get_running_loop().time()
+            for connection in tuple(self.connections):
+                connection.sweep(now_s)
+            for session_id, alone_since_s in tuple(self._alone.items()):
+                if now_s - alone_since_s <= self.config.resume_s:
+                    break
+                self.forget(self.conversations[session_id])
+            metrics.STREAMS.set(self.engine.num_streams)
+            metrics.LOAD.set(self.engine.load)
+
+    # the end
+
+    async def drain(self) -> None:
+        """Tell clients to go, decide what can be decided, and close; no new streams come in."""
+        self.is_draining = True
+        for connection in tuple(self.connections):
+            go_away: Any = getattr(connection.talk, "go_away", None)
+            if go_away is not None:
+                go_away()
+        deadline_s = asyncio.get_running_loop().time() + DRAIN_S
+        while any(connection.is_open for connection in self.connections):
+            if asyncio.get_running_loop().time() > deadline_s:
+                break
+            await asyncio.sleep(0.02)
+        for connection in tuple(self.connections):
+            connection.close(DRAINED, "drained")
+        while self.connections and asyncio.get_running_loop().time() < deadline_s:
+            await asyncio.sleep(0.02)

@@ -1,0 +1,95 @@
+"""KServe's server, on sockets that the front passes on: health, metadata, metrics, REST and gRPC inference."""
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.routing import BaseRoute
+
+from voiceflow.runtime import StepModel
+
+GRACE_S = 10
+
+
+class KServe:
+    """KServe's application and gRPC server in this process's event loop.
+
+    `ModelServer.start` would make a loop and a listener of its own; its parts are used one by one instead.
+
+    Args:
+        arguments: Of the command line.
+        model: What REST and gRPC inference run; None where the model is on a predictor.
+        routes: Ours, beside KServe's.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, model: StepModel | None, routes: Sequence[BaseRoute]) -> None:
+        from kserve import Model, ModelServer
+        from kserve.model_server import app
+
+        from serving.predictor.model import StepPredictor
+
+        app.router.routes.extend(routes)
+        self._server = ModelServer(
+            http_port=arguments.http_port, grpc_port=arguments.grpc_port, enable_latency_logging=False
+        )
+        served: Model = Model(arguments.model_name)
+        if model is not None:
+            served = StepPredictor(arguments.model_name, arguments.model, model=model)
+        served.ready = True
+        self._server.register_model(served)
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        from kserve.protocol.grpc.server import GRPCServer
+        from kserve.protocol.rest.server import RESTServer
+
+        server = self._server
+        rest = RESTServer(
+            "kserve.model_server:app", server.dataplane, server.model_repository_extension, server.http_port
+        )
+        rest.create_application()
+        self._uvicorn = rest._server
+        self._config = rest.config
+        self._config.load()
+        self._uvicorn.lifespan = self._config.lifespan_class(self._config)
+        await self._uvicorn.startup(sockets=[])
+        self._tasks.append(asyncio.create_task(self._uvicorn.main_loop()))
+        self._grpc = GRPCServer(
+            server.grpc_port,
+            server.dataplane,
+            server.model_repository_extension,
+            kwargs={
+                "grpc_max_send_message_length": 64 * 1024 * 1024,
+                "grpc_max_receive_message_length": 64 * 1024 * 1024,
+            },
+            grace_period=GRACE_S,
+        )
+        self._tasks.append(asyncio.create_task(self._grpc.start(server.max_threads)))
+
+    def take(self, sock: socket.socket) -> None:
+        """Serve HTTP on a connection that was accepted elsewhere."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._connect(loop, sock))
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        try:
+            await loop.connect_accepted_socket(self._protocol, sock)
+        except OSError:
+            sock.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self._config.http_protocol_class(
+            config=self._config, server_state=self._uvicorn.server_state, app_state=self._uvicorn.lifespan.state
+        )
+        return protocol
+
+    async def stop(self) -> None:
+        """Answer what was asked, and stop."""
+        self._uvicorn.should_exit = True
+        await self._grpc.stop()
+        await self._uvicorn.shutdown(sockets=[])
