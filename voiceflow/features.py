@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
-import scipy.signal
 
 from voiceflow.timebase import FRAME_HOP_SAMPLES, SAMPLE_RATE_HZ, STEP_FRAMES, STEP_SAMPLES
 
@@ -20,6 +19,8 @@ FFT_SAMPLES = 512
 STEP_FEATURES = NUM_MEL_BINS * STEP_FRAMES
 """Features of one model step: 8 frames of 80 bins, flat."""
 ENERGY_FLOOR = 1e-8
+BLOCK_ROWS = 16
+"""Streams whose spectra are computed together: what is in hand stays in a core's cache."""
 
 
 def mel_filters() -> FloatArray:
@@ -43,10 +44,41 @@ _WINDOW = np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
 _FILTERS = mel_filters()
 OFFSET_CUTOFF_HZ = 2.0
 """Below this, sound is taken for a microphone's constant offset and removed."""
-_OFFSET_FILTER = (
-    np.array([1.0, -1.0], np.float32),
-    np.array([1.0, -np.exp(-2.0 * np.pi * OFFSET_CUTOFF_HZ / SAMPLE_RATE_HZ)], np.float32),
-)
+_OFFSET_DECAY = np.exp(-2.0 * np.pi * OFFSET_CUTOFF_HZ / SAMPLE_RATE_HZ)
+_BLOCK = 32
+_NUM_BLOCKS = STEP_SAMPLES // _BLOCK
+
+
+def _decays(decay: float, size: int, *, begin: int) -> FloatArray:
+    """How much of an earlier value is left in a later one, (earlier, later); none before `begin` places later."""
+    later = np.arange(size) - np.arange(size)[:, None]
+    return np.where(later >= begin, decay ** np.maximum(0, later - begin), 0.0).astype(np.float32)
+
+
+_IN_BLOCK = _decays(_OFFSET_DECAY, _BLOCK, begin=0)
+_TO_BLOCK = _decays(_OFFSET_DECAY**_BLOCK, _NUM_BLOCKS, begin=1)
+_FROM_BLOCK = (_OFFSET_DECAY ** np.arange(1, _BLOCK + 1)).astype(np.float32)
+
+
+def remove_offset(samples_BN: FloatArray, state_B: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A step of each of several streams without what is constant in it: y[n] = x[n] - x[n-1] + r y[n-1].
+
+    The recursion is written as products with fixed matrices, in blocks of 32 samples and over the blocks,
+    whose bits do not depend on how many streams there are.
+
+    Args:
+        samples_BN: Shape (B, 1280).
+        state_B: r y[n-1] - x[n-1] of the sample before; minus the first sample where a stream begins.
+
+    Returns:
+        The step of each, shape (B, 1280); and the state after it.
+    """
+    changes_BN = np.diff(samples_BN, axis=1, prepend=-state_B[:, None])
+    parts_BKL = np.matmul(changes_BN.reshape(-1, _NUM_BLOCKS, _BLOCK), _IN_BLOCK)
+    carried_BK = np.matmul(parts_BKL[:, None, :, -1], _TO_BLOCK)[:, 0]
+    parts_BKL += carried_BK[:, :, None] * _FROM_BLOCK
+    cleaned_BN: FloatArray = parts_BKL.reshape(-1, STEP_SAMPLES)
+    return cleaned_BN, cleaned_BN[:, -1] * np.float32(_OFFSET_DECAY) - samples_BN[:, -1]
 
 
 def log_mel(samples: FloatArray) -> FloatArray:
@@ -59,13 +91,23 @@ def log_mel(samples: FloatArray) -> FloatArray:
         Natural logarithm of mel energy, floored at 1e-8, shape (..., T, 80), float32.
     """
     num_frames = (samples.shape[-1] - HISTORY_SAMPLES) // FRAME_HOP_SAMPLES
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW_SAMPLES, axis=-1)
-    frames = frames[..., ::FRAME_HOP_SAMPLES, :][..., :num_frames, :]
-    spectrum = scipy.fft.rfft(frames * _WINDOW, n=FFT_SAMPLES, axis=-1)
-    power = spectrum.real**2 + spectrum.imag**2
-    # einsum would be slower; a matrix product of 8 rows gives the same bits for the same 8 rows.
-    mel = (power @ _FILTERS) / np.float32(WINDOW_SAMPLES)
-    features: FloatArray = np.log(np.maximum(mel, np.float32(ENERGY_FLOOR)))
+    rows_BN = samples.reshape(-1, samples.shape[-1])
+    frames_BTN = np.lib.stride_tricks.sliding_window_view(rows_BN, WINDOW_SAMPLES, axis=-1)
+    frames_BTN = frames_BTN[:, ::FRAME_HOP_SAMPLES][:, :num_frames]
+    mel_BTF = np.empty((len(rows_BN), num_frames, NUM_MEL_BINS), np.float32)
+    padded = np.zeros((min(BLOCK_ROWS, len(rows_BN)), num_frames, FFT_SAMPLES), np.float32)
+    for start in range(0, len(rows_BN), BLOCK_ROWS):
+        block = frames_BTN[start : start + BLOCK_ROWS]
+        windowed = padded[: len(block)]
+        np.multiply(block, _WINDOW, out=windowed[..., :WINDOW_SAMPLES])
+        spectrum = scipy.fft.rfft(windowed, axis=-1)
+        power = spectrum.real**2
+        power += spectrum.imag**2
+        # einsum would be slower; a matrix product of 8 rows gives the same bits for the same 8 rows.
+        np.matmul(power, _FILTERS, out=mel_BTF[start : start + BLOCK_ROWS])
+    mel_BTF /= np.float32(WINDOW_SAMPLES)
+    np.log(np.maximum(mel_BTF, np.float32(ENERGY_FLOOR), out=mel_BTF), out=mel_BTF)
+    features: FloatArray = mel_BTF.reshape(*samples.shape[:-1], num_frames, NUM_MEL_BINS)
     return features
 
 
@@ -79,7 +121,7 @@ class FeatureRows:
     def __init__(self, capacity: int) -> None:
         self.columns: dict[str, npt.NDArray[Any]] = {
             "history": np.zeros((0, HISTORY_SAMPLES), np.float32),
-            "offset_state": np.zeros((0, 1), np.float32),
+            "offset_state": np.zeros(0, np.float32),
             "begun": np.zeros(0, np.bool_),
         }
         """What each stream needs for its next step; zeros before it begins."""
@@ -107,15 +149,14 @@ class FeatureRows:
         Returns:
             Shape (B, 640).
         """
-        begin = ~self.columns["begun"][rows_B]
-        state_B1 = self.columns["offset_state"][rows_B]
-        state_B1[begin] = -samples_BN[begin, :1]
-        cleaned_BN, state_B1 = scipy.signal.lfilter(*_OFFSET_FILTER, samples_BN, axis=1, zi=state_B1)
+        begin_B = ~self.columns["begun"][rows_B]
+        state_B = np.where(begin_B, -samples_BN[:, 0], self.columns["offset_state"][rows_B])
+        cleaned_BN, state_B = remove_offset(samples_BN, state_B)
         if lengths_B is not None:
             cleaned_BN[np.arange(STEP_SAMPLES) >= lengths_B[:, None]] = 0.0
         blocks_BN = np.concatenate([self.columns["history"][rows_B], cleaned_BN], axis=1)
         self.columns["history"][rows_B] = blocks_BN[:, -HISTORY_SAMPLES:]
-        self.columns["offset_state"][rows_B] = state_B1
+        self.columns["offset_state"][rows_B] = state_B
         self.columns["begun"][rows_B] = True
         return log_mel(blocks_BN).reshape(len(rows_B), STEP_FEATURES)
 
@@ -123,49 +164,38 @@ class FeatureRows:
 class FeatureStream:
     """Cuts one stream into model steps and computes each step's features.
 
-    A step is always computed from exactly 8 frames, so features are the same bits
-    whatever the packet sizes were.
+    A step is always computed as a whole, so features are the same bits whatever the packet sizes were.
     """
 
     def __init__(self) -> None:
-        self._pending = np.zeros(HISTORY_SAMPLES, np.float32)
-        self._offset_state: FloatArray | None = None
+        self._rows = FeatureRows(1)
+        self._pending = np.zeros(0, np.float32)
         self.num_samples = 0
         """Samples received so far."""
 
     def push(self, samples_N: FloatArray) -> list[FloatArray]:
         """Take 16 kHz samples, return the features of each step completed, shape (640,)."""
         self.num_samples += len(samples_N)
-        self._pending = np.concatenate([self._pending, self._without_offset(samples_N)])
-        steps = []
-        start = 0
-        while len(self._pending) - start >= HISTORY_SAMPLES + STEP_SAMPLES:
-            block_N = self._pending[start : start + HISTORY_SAMPLES + STEP_SAMPLES]
-            steps.append(log_mel(block_N).reshape(STEP_FEATURES))
-            start += STEP_SAMPLES
-        self._pending = self._pending[start:]
-        return steps
-
-    def _without_offset(self, samples_N: FloatArray) -> FloatArray:
-        """Remove what is constant, from the first sample on: an offset is no sound."""
-        if len(samples_N) == 0:
-            return samples_N
-        if self._offset_state is None:
-            self._offset_state = -samples_N[:1]
-        cleaned_N, self._offset_state = scipy.signal.lfilter(*_OFFSET_FILTER, samples_N, zi=self._offset_state)
-        cleaned: FloatArray = cleaned_N
-        return cleaned
+        pending_N = np.concatenate([self._pending, samples_N])
+        whole = len(pending_N) // STEP_SAMPLES * STEP_SAMPLES
+        self._pending = pending_N[whole:]
+        return [self._step(step_N) for step_N in pending_N[:whole].reshape(-1, STEP_SAMPLES)]
 
     def flush(self) -> list[FloatArray]:
         """Complete a partial last step with silence and return it; empty if there is none."""
-        missing = -(len(self._pending) - HISTORY_SAMPLES) % STEP_SAMPLES
-        if len(self._pending) == HISTORY_SAMPLES:
+        length = len(self._pending)
+        if length == 0:
             return []
-        received = self.num_samples
-        self._pending = np.concatenate([self._pending, np.zeros(missing, np.float32)])
-        steps = self.push(np.zeros(0, np.float32))
-        self.num_samples = received
-        return steps
+        step_N = np.pad(self._pending, (0, STEP_SAMPLES - length))
+        self._pending = np.zeros(0, np.float32)
+        return [self._step(step_N, np.array([length]))]
+
+    def _step(self, step_N: FloatArray, lengths_B: IntArray | None = None) -> FloatArray:
+        features_F: FloatArray = self._rows.push(_FIRST_ROW, step_N[None], lengths_B)[0]
+        return features_F
+
+
+_FIRST_ROW = np.zeros(1, np.int64)
 
 
 def step_features(samples_N: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -228,12 +228,15 @@ class Connection(WSListener):
     def _hand_on(self, message: str | bytes) -> None:
         if not self.is_open:
             return
-        if isinstance(message, bytes):
-            self._guarded(lambda: self.talk.on_audio(message))
-        else:
-            self._guarded(lambda: self.talk.on_text(message))
+        try:
+            if isinstance(message, bytes):
+                self.talk.on_audio(message)
+            else:
+                self.talk.on_text(message)
+        except Exception as err:
+            self.fail(err)
 
-    def _guarded(self, work: Any) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as err:

@@ -15,6 +15,7 @@ from serving.transformer.engine import Engine, Stream
 from voiceflow.audio import SAMPLE_BYTES
 from voiceflow.errors import StreamError
 from voiceflow.streaming.messages import event_message
+from voiceflow.timebase import samples_to_seconds
 
 ID_BYTES = 12
 RECENT_MESSAGES = 256
@@ -92,8 +93,8 @@ class Conversation:
     seq: int = 0
     num_bytes: int = 0
     """Audio taken from the client; a client that comes back goes on behind the last whole sample of it."""
-    packets: deque[float] = field(default_factory=deque)
-    """Ends of packets, in seconds, that are to be acknowledged."""
+    packets: deque[int] = field(default_factory=deque)
+    """Ends of packets, in samples at 16 kHz, that are to be acknowledged."""
     recent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=RECENT_MESSAGES))
     """The last messages, by seq."""
     closed: bytes | None = None
@@ -128,7 +129,7 @@ class Conversation:
         if self.ack:
             if len(self.packets) >= MAX_WAITING_ACKS:
                 self.packets.pop()
-            self.packets.append(session.received_s)
+            self.packets.append(session.num_samples)
 
     def resume(self) -> None:
         """A client comes back: what it had sent of a sample's first bytes comes again."""
@@ -154,8 +155,8 @@ class Conversation:
             self._say(orjson.dumps(message))
         packets = self.packets
         if packets:
-            answered_s = session.answered_s + 1e-6
-            while packets and answered_s >= packets[0]:
+            num_answered = session.num_answered
+            while packets and num_answered >= packets[0]:
                 self._acknowledge(packets.popleft())
         if self.is_closing and self.closed is None and session.is_done:
             self.closed = orjson.dumps(
@@ -177,10 +178,10 @@ class Conversation:
         if self.listener is not None:
             self.listener.say(message)
 
-    def _acknowledge(self, end_s: float) -> None:
+    def _acknowledge(self, end_sample: int) -> None:
         if self.listener is not None:
             lag_ms = 1000.0 * self.stream.session.waiting_s
-            self.listener.say(b'{"type":"ack","audio_s":%.6f,"lag_ms":%.1f}' % (end_s, lag_ms))
+            self.listener.say(b'{"type":"ack","audio_s":%.6f,"lag_ms":%.1f}' % (samples_to_seconds(end_sample), lag_ms))
 
     # to another process, or to a store
 

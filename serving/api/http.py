@@ -43,6 +43,7 @@ class HttpApi:
             Route("/infer", _guarded(self.infer), methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
             Route("/v1/model", self.model),
             Route("/v1/live", _guarded(self.live), methods=["POST"]),
         ]
@@ -63,6 +64,11 @@ class HttpApi:
             "draining": service.is_draining,
         }
         return JSONResponse(body, status_code=200 if is_ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus: KServe's metrics and ours."""
+        body, content_type = metrics.exposition()
+        return Response(body, headers={"content-type": content_type})
 
     async def model(self, request: Request) -> Response:
         """What answers."""

@@ -9,7 +9,6 @@ from serving.api.connection import Talk
 from serving.api.pace import Pace
 from serving.api.service import Service
 from serving.errors import DONE, told
-from serving.transformer import metrics
 from serving.transformer.engine import Stream
 from voiceflow.errors import StreamError
 from voiceflow.streaming.session import StreamSettings
@@ -81,12 +80,11 @@ class LiveTalk(Talk):
                 f"Invalid chunk size: expected a multiple of {width} bytes, "
                 f"at most {self.service.config.max_packet_bytes}, got {len(data)}",
             )
-        before_s = stream.session.received_s
+        before = stream.session.num_samples
         stream.session.receive_audio(data)
-        audio_s = stream.session.received_s - before_s
-        metrics.AUDIO_SECONDS.inc(audio_s)
-        self.service.engine.wake()
-        self.pace.received(audio_s)
+        num_samples = stream.session.num_samples - before
+        self.service.heard(num_samples)
+        self.pace.received(num_samples)
         if stream.session.waiting_s > self.service.config.max_queued_audio_s:
             self.connection.pause_reading()
 

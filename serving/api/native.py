@@ -9,7 +9,6 @@ from serving.api.conversation import Conversation, new_id
 from serving.api.pace import Pace
 from serving.api.service import Service
 from serving.errors import DONE, wire_code
-from serving.transformer import metrics
 from voiceflow.errors import StreamError, VoiceflowError
 from voiceflow.streaming.messages import (
     Close,
@@ -22,6 +21,7 @@ from voiceflow.streaming.messages import (
     settings_of,
 )
 from voiceflow.streaming.session import StreamSettings, Voice
+from voiceflow.timebase import SAMPLE_RATE_HZ
 
 HEARTBEAT = b'{"type":"heartbeat"}'
 CAN_COME_BACK = ("idle", "slow_reader")
@@ -42,6 +42,7 @@ class NativeTalk(Talk):
         self.owner = owner
         self.conversation: Conversation | None = None
         self.pace = Pace(service.config)
+        self.max_samples = service.config.max_duration_s * SAMPLE_RATE_HZ
 
     # what the client says
 
@@ -78,16 +79,15 @@ class NativeTalk(Talk):
                 "too_large", f"expected packets of at most {self.config.max_packet_bytes} bytes, got {len(data)}"
             )
         session = conversation.stream.session
-        before_s = session.received_s
+        before = session.num_samples
         conversation.receive_audio(data)
-        metrics.AUDIO_SECONDS.inc(session.received_s - before_s)
-        if session.received_s > self.config.max_duration_s:
+        if session.num_samples > self.max_samples:
             raise StreamError(
                 "too_long", f"expected at most {self.config.max_duration_s:g} s of audio in one stream; open another"
             )
-        self.service.engine.wake()
-        self.pace.received(session.received_s - before_s)
-        if not self._may_read(asyncio.get_running_loop().time()):
+        self.service.heard(session.num_samples - before)
+        self.pace.received(session.num_samples - before)
+        if not self._may_read(self.connection.last_heard_s):
             self.connection.pause_reading()
 
     def _may_read(self, now_s: float) -> bool:

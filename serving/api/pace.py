@@ -3,6 +3,7 @@
 import asyncio
 
 from voiceflow.config import StreamingConfig
+from voiceflow.timebase import SAMPLE_RATE_HZ
 
 
 class Pace:
@@ -13,23 +14,22 @@ class Pace:
     """
 
     def __init__(self, config: StreamingConfig) -> None:
-        self._speed = config.max_speed
-        self._burst_s = config.burst_s
-        self._left_s = config.burst_s
+        self._speed = config.max_speed * SAMPLE_RATE_HZ
+        self._burst = self._left = config.burst_s * SAMPLE_RATE_HZ
         self._filled_s = asyncio.get_running_loop().time()
 
-    def received(self, audio_s: float) -> None:
-        """So much audio came."""
-        self._left_s -= audio_s
+    def received(self, num_samples: int) -> None:
+        """So much audio came, at 16 kHz."""
+        self._left -= num_samples
 
     def may_receive(self, now_s: float) -> bool:
         """Whether more may be read."""
         if not self._speed:
             return True
-        if self._left_s < 0.0:  # filled only when it is needed: most streams never are ahead
-            self._left_s = min(self._burst_s, self._left_s + (now_s - self._filled_s) * self._speed)
+        if self._left < 0.0:  # filled only when it is needed: most streams never are ahead
+            self._left = min(self._burst, self._left + (now_s - self._filled_s) * self._speed)
             self._filled_s = now_s
-        return self._left_s >= 0.0
+        return self._left >= 0.0
 
     async def wait(self) -> None:
         """Until more may be read."""

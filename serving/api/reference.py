@@ -9,12 +9,10 @@ import orjson
 from serving.api.connection import Talk
 from serving.api.pace import Pace
 from serving.api.service import Service
-from serving.transformer import metrics
 from serving.transformer.engine import Stream
 from voiceflow.audio import check_finite
 from voiceflow.errors import StreamError
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.turns import Turn
 
 
@@ -53,9 +51,8 @@ class ReferenceTalk(Talk):
         assert stream is not None
         started_s = time.perf_counter()
         stream.session.receive_samples(samples_N)
-        audio_s = len(samples_N) / SAMPLE_RATE_HZ
-        metrics.AUDIO_SECONDS.inc(audio_s)
-        self.pace.received(audio_s)
+        self.service.heard(len(samples_N))
+        self.pace.received(len(samples_N))
         await self.service.engine.settle(stream)
         segments = [
             {"speaker": turn.speaker, "start": turn.start_s, "end": turn.end_s, "confidence": turn.confidence}

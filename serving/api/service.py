@@ -14,8 +14,10 @@ from serving.api.conversation import Conversation, Listener, Tokens, new_id
 from serving.errors import DRAINED
 from serving.transformer import metrics
 from serving.transformer.engine import Engine, Stream
+from serving.transformer.fellows import Fellows
 from voiceflow.errors import StreamError
 from voiceflow.streaming.session import StreamSettings
+from voiceflow.timebase import samples_to_seconds
 
 logger = logging.getLogger("voiceflow.streams")
 SWEEP_S = 0.1
@@ -52,8 +54,8 @@ class Service:
     variant: str = "champion"
     tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
     fetch: Fetch = nowhere
-    others: Callable[[], int] = lambda: 0
-    """Streams that other workers hold."""
+    fellows: Fellows | None = None
+    """The other workers, where there are any."""
     redeem_elsewhere: Callable[[str], Awaitable[bool]] | None = None
     """Asks the worker that makes tickets, where it is not this one."""
     connections: set[Connection] = field(default_factory=set)
@@ -63,6 +65,8 @@ class Service:
     """Until when tickets are good."""
     _alone: dict[str, float] = field(default_factory=dict)
     """Since when conversations have had no client, the longest first."""
+    _num_samples: int = 0
+    """Heard since the last sweep."""
     _sweeper: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +83,11 @@ class Service:
     @property
     def num_streams(self) -> int:
         """Streams of this process and its fellows."""
-        return self.engine.num_streams + self.others()
+        here = self.engine.num_streams
+        if self.fellows is None:
+            return here
+        self.fellows.tell_count(here)
+        return here + self.fellows.count_elsewhere()
 
     @property
     def is_full(self) -> bool:
@@ -131,6 +139,11 @@ class Service:
         if self.redeem_elsewhere is not None:
             return await self.redeem_elsewhere(ticket_id)
         return self._tickets.pop(ticket_id, 0.0) > time.monotonic()
+
+    def heard(self, num_samples: int) -> None:
+        """Audio came, at 16 kHz, that is to be scored."""
+        self._num_samples += num_samples
+        self.engine.wake()
 
     # conversations
 
@@ -208,7 +221,10 @@ class Service:
                 if now_s - alone_since_s <= self.config.resume_s:
                     break
                 self.forget(self.conversations[session_id])
+            metrics.AUDIO_SECONDS.inc(samples_to_seconds(self._num_samples))
+            self._num_samples = 0
             metrics.STREAMS.set(self.engine.num_streams)
+            _ = self.num_streams
             metrics.LOAD.set(self.engine.load)
 
     # the end

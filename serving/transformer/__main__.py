@@ -20,15 +20,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--predictor_protocol", default="grpc-v2", choices=["grpc-v2"])
     parser.add_argument("--speed_limit", type=float, default=None, help="audio seconds a second of one stream; 0: none")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
+    parser.add_argument("--worker_index", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--worker_dir", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--max_streams", type=int, default=None, help="streams that are held at most")
     return parser.parse_known_args(arguments)[0]
 
 
 def main() -> None:
     """Serve until told to stop."""
+    arguments = parse_arguments()
+    if arguments.workers > 1 and arguments.worker_index is None:
+        from serving.transformer.supervisor import supervise
+
+        raise SystemExit(supervise(arguments))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("voiceflow").setLevel(logging.INFO)
-    arguments = parse_arguments()
     from serving.transformer.worker import run
 
     try:

@@ -1,6 +1,17 @@
 """Prometheus metrics: the reference system's names, and ours."""
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _MODEL = ("model_version", "variant")
@@ -23,20 +34,27 @@ REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.
 RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
 FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.")
 
-INFERENCE_LATENCY = _INFERENCE_LATENCY.labels("unknown", "champion")
-INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels("unknown", "champion")
-INFERENCE_ERRORS = _INFERENCE_ERRORS.labels("unknown", "champion")
-CONNECTIONS = _CONNECTIONS.labels("unknown", "champion")
-EMISSION = _EMISSION.labels("unknown", "champion")
+INFERENCE_LATENCY: Histogram
+INFERENCE_REQUESTS: Counter
+INFERENCE_ERRORS: Counter
+CONNECTIONS: Gauge
+EMISSION: Histogram
 
 
 def set_model(version: str, variant: str) -> None:
     """Label the metrics with the model that is served."""
     global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS, EMISSION
-    for metric in (_INFERENCE_LATENCY, _INFERENCE_REQUESTS, _INFERENCE_ERRORS, _CONNECTIONS, _EMISSION):
-        metric.clear()
     INFERENCE_LATENCY = _INFERENCE_LATENCY.labels(version, variant)
     INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels(version, variant)
     INFERENCE_ERRORS = _INFERENCE_ERRORS.labels(version, variant)
     CONNECTIONS = _CONNECTIONS.labels(version, variant)
     EMISSION = _EMISSION.labels(version, variant)
+
+
+def exposition() -> tuple[bytes, str]:
+    """All metrics of this process, or of all workers together where they share a folder; and their content type."""
+    registry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -1,20 +1,22 @@
-"""One process that holds streams: its engine, its front, and KServe's server behind it."""
+"""One process that holds streams: its engine, its front, and in the first of them KServe's server behind it."""
 
 import argparse
 import asyncio
 import signal
+from pathlib import Path
 
 import uvloop
 
-from serving.api.http import HttpApi
 from serving.api.service import Service
 from serving.transformer.engine import Engine
+from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
-from serving.transformer.kserve_app import KServe
-from serving.transformer.remote import RemotePredictor
 from voiceflow.adapters.registry import resolve_model
 from voiceflow.config import StreamingConfig, load_params
 from voiceflow.runtime import StepModel
+
+FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
+"""A stream on its way from one worker to another is asked for again."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,6 +30,8 @@ def build_engine(arguments: argparse.Namespace) -> tuple[Engine, StepModel | Non
     """The engine, and its model where that is in this process."""
     config = streaming_config(arguments)
     if arguments.predictor_host:
+        from serving.transformer.remote import RemotePredictor
+
         predictor = RemotePredictor(arguments.predictor_host, arguments.model_name)
         return Engine(predictor.metadata(), predictor.score, config), None
     model = StepModel(resolve_model(arguments.model))
@@ -43,11 +47,26 @@ def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
 
 async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel | None) -> None:
     service = Service(engine, variant=arguments.variant)
+    fellows = None
+    if arguments.worker_dir is not None:
+        fellows = Fellows(Path(arguments.worker_dir), arguments.worker_index, arguments.workers)
+        await _join(service, fellows, arguments.worker_index)
     service.start()
-    kserve = KServe(arguments, model, HttpApi(service).routes())
-    await kserve.start()
-    front = Front(service, kserve.take)
-    front.start(listen(arguments.http_port, share=False))
+    kserve = None
+    if fellows is None or arguments.worker_index == HTTP_WORKER:
+        from serving.api.http import HttpApi
+        from serving.transformer.kserve_app import KServe
+
+        kserve = KServe(arguments, model, HttpApi(service).routes())
+        await kserve.start()
+        if fellows is not None:
+            fellows.take_over(kserve.take)
+        pass_on = kserve.take
+    else:
+        assert fellows is not None
+        pass_on = fellows.pass_on
+    front = Front(service, pass_on)
+    front.start(listen(arguments.http_port, share=fellows is not None))
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -55,4 +74,26 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
     service.is_draining = True
     await service.drain()
     front.stop()
-    await kserve.stop()
+    if kserve is not None:
+        await kserve.stop()
+
+
+async def _join(service: Service, fellows: Fellows, index: int) -> None:
+    """Let streams, tickets and counts be those of all workers together."""
+
+    async def fetch(session_id: str) -> bytes | None:
+        for _ in range(FETCH_TRIES):
+            saved: bytes | None = await fellows.ask_all("take", session_id)
+            if saved is not None:
+                return saved
+            await asyncio.sleep(FETCH_AGAIN_S)
+        return None
+
+    async def redeem(ticket_id: str) -> bool:
+        return bool(await fellows.ask(HTTP_WORKER, "redeem", ticket_id))
+
+    service.fetch = fetch
+    service.fellows = fellows
+    if index != HTTP_WORKER:
+        service.redeem_elsewhere = redeem
+    await fellows.start({"take": service.give_away, "redeem": service.redeem})

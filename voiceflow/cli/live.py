@@ -29,6 +29,14 @@ def serve(
     ] = "champion",
     http_port: Annotated[int, typer.Option(help="HTTP and WebSocket port.")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="gRPC port (Open Inference Protocol).")] = 8081,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the port; each holds streams of its own.", min=1)
+    ] = 1,
+    speed_limit: Annotated[
+        float | None,
+        typer.Option(help="Audio seconds a second that one stream may send in the long run; 0 for no limit.", min=0.0),
+    ] = None,
+    max_streams: Annotated[int | None, typer.Option(help="Streams that are held at most.", min=1)] = None,
     predictor_host: Annotated[
         str | None, typer.Option(help="host:port of a predictor that holds the model instead.")
     ] = None,
@@ -37,9 +45,11 @@ def serve(
     if model == "champion":
         model = _champion_or_pretrained()
     command = [sys.executable, "-m", "serving.transformer", "--model_name", "voiceflow-diarizer", "--model", model]
-    command += ["--http_port", str(http_port), "--grpc_port", str(grpc_port), "--enable_latency_logging", "false"]
-    if predictor_host:
-        command += ["--predictor_host", predictor_host]
+    command += ["--http_port", str(http_port), "--grpc_port", str(grpc_port), "--workers", str(workers)]
+    options = {"--speed_limit": speed_limit, "--max_streams": max_streams, "--predictor_host": predictor_host}
+    for name, value in options.items():
+        if value is not None:
+            command += [name, str(value)]
     out.print(f"model {model}; streams on ws://127.0.0.1:{http_port}/v1/stream; stop with Ctrl-C", soft_wrap=True)
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -26,7 +26,7 @@ from voiceflow.errors import StreamError
 from voiceflow.features import FeatureRows
 from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, Chunk, Flush, Session, StreamSettings, Voice
 from voiceflow.streaming.speakers import TurnTable, TurnTracker
-from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, samples_to_seconds
+from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -196,9 +196,9 @@ class Lane(Session):
     # results out
 
     @property
-    def received_s(self) -> float:
-        """See `Session.received_s`."""
-        return samples_to_seconds(self._num_samples)
+    def num_samples(self) -> int:
+        """See `Session.num_samples`."""
+        return self._num_samples
 
     @property
     def waiting_s(self) -> float:

@@ -105,7 +105,8 @@ class Update(Message):
         wishes = self.diarization.model_fields_set
         if wishes:
             raise StreamError(
-                "bad_update", f"expected nothing that is settled at the start, got {sorted(wishes)}; open another stream"
+                "bad_update",
+                f"expected nothing that is settled at the start, got {sorted(wishes)}; open another stream",
             )
 
 

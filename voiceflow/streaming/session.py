@@ -9,6 +9,7 @@ for event in session.events_to_send(): ...
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
 from voiceflow.runtime import initial_state
 from voiceflow.streaming import slots
 from voiceflow.streaming.speakers import Event, TurnTracker
-from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, lookahead_steps, samples_to_seconds
+from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, lookahead_steps, samples_to_seconds
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -117,7 +118,6 @@ class Session:
                 f"got {len(settings.enrolled)}",
             )
         self._resampler = StreamResampler(settings.sample_rate_hz)
-        self._features = FeatureStream()
         self._tracker = self._new_tracker([voice.label for voice in settings.enrolled])
         state_N = initial_state(self.metadata, settings.max_speakers)
         if settings.enrolled:
@@ -126,6 +126,10 @@ class Session:
         self._state_N = state_N
         self._partial = b""
         self._scored = 0
+
+    @cached_property
+    def _features(self) -> FeatureStream:
+        return FeatureStream()
 
     def _new_tracker(self, labels: list[str]) -> TurnTracker:
         return TurnTracker(self.metadata.decision, self.metadata.num_slots, labels)
@@ -302,14 +306,24 @@ class Session:
         return Voice(label, slots.profiles(self.metadata, self._state_N)[0])
 
     @property
+    def num_samples(self) -> int:
+        """Samples received, at 16 kHz."""
+        return self._features.num_samples
+
+    @property
+    def num_answered(self) -> int:
+        """Samples whose activity has been decided, to the end of their step."""
+        return self._tracker.num_steps * STEP_SAMPLES
+
+    @property
     def received_s(self) -> float:
         """Audio received, in seconds."""
-        return samples_to_seconds(self._features.num_samples)
+        return samples_to_seconds(self.num_samples)
 
     @property
     def answered_s(self) -> float:
         """Audio whose activity has been decided, in seconds."""
-        return round(min(self._tracker.num_steps * STEP_S, self.received_s), 6)
+        return samples_to_seconds(min(self.num_answered, self.num_samples))
 
     @property
     def stable_s(self) -> float:

@@ -1,0 +1,138 @@
+"""Processes that share a port and act as one: streams, sockets and counts go from one to another."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+logger = logging.getLogger("voiceflow.workers")
+ASK_S = 5.0
+"""So long another worker has to answer."""
+HTTP_WORKER = 0
+"""The worker with KServe's server: plain HTTP and tickets are its."""
+UNAVAILABLE = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\n"
+    b"content-length: 28\r\nconnection: close\r\n\r\nexpected soon; ask once more"
+)
+Answer = Callable[[Any], Awaitable[Any]]
+
+
+class Fellows:
+    """One worker's view of the others.
+
+    Args:
+        folder: Where their sockets are; made by the supervisor.
+        index: Which of them this is.
+        count: How many there are.
+    """
+
+    def __init__(self, folder: Path, index: int, count: int) -> None:
+        self._folder = folder
+        self._index = index
+        self._others = [other for other in range(count) if other != index]
+        self._counts = np.memmap(folder / "counts", np.int64, "r+", shape=(count,))
+        self._counts[index] = 0
+        self._passing = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._passing.setblocking(False)
+        self._answers: dict[str, Answer] = {}
+        self._server: asyncio.Server | None = None
+
+    async def start(self, answers: dict[str, Answer]) -> None:
+        """Answer the others: functions by the name they ask for."""
+        self._answers = answers
+        path = self._path(self._index)
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path)
+
+    # counts
+
+    def tell_count(self, num_streams: int) -> None:
+        """How many streams this worker holds."""
+        self._counts[self._index] = num_streams
+
+    def count_elsewhere(self) -> int:
+        """Streams that the others hold."""
+        return int(self._counts.sum()) - int(self._counts[self._index])
+
+    # questions
+
+    async def ask_all(self, name: str, argument: Any) -> Any:
+        """Ask the others at once; the first answer that is not None."""
+        replies = await asyncio.gather(*(self.ask(other, name, argument) for other in self._others))
+        return next((reply for reply in replies if reply is not None), None)
+
+    async def ask(self, other: int, name: str, argument: Any) -> Any:
+        """Ask one of the others; None if it is not there."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                reader, writer = await asyncio.open_unix_connection(self._path(other))
+                try:
+                    await _write(writer, [name, argument])
+                    return await _read(reader)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            return None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            name, argument = await _read(reader)
+            await _write(writer, await self._answers[name](argument))
+        except Exception:
+            logger.exception("a question of another worker was not answered")
+        finally:
+            writer.close()
+
+    # sockets
+
+    def pass_on(self, sock: socket.socket) -> None:
+        """Give a connection to the worker that serves plain HTTP."""
+        try:
+            socket.send_fds(self._passing, [b"http"], [sock.fileno()], 0, str(self._folder / "http"))
+        except OSError:  # it is being started
+            with contextlib.suppress(OSError):
+                sock.send(UNAVAILABLE)
+        finally:
+            sock.close()
+
+    def take_over(self, serve: Callable[[socket.socket], None]) -> None:
+        """Serve the connections that the others pass on."""
+        path = self._folder / "http"
+        path.unlink(missing_ok=True)
+        inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        inbox.setblocking(False)
+        inbox.bind(str(path))
+
+        def receive() -> None:
+            try:
+                _, descriptors, _, _ = socket.recv_fds(inbox, 16, 4)
+            except OSError:
+                return
+            for descriptor in descriptors:
+                sock = socket.socket(fileno=descriptor)
+                sock.setblocking(False)
+                serve(sock)
+
+        asyncio.get_running_loop().add_reader(inbox.fileno(), receive)
+        self._inbox = inbox
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"worker-{index}"
+
+
+async def _write(writer: asyncio.StreamWriter, value: Any) -> None:
+    data = msgpack.packb(value)
+    writer.write(struct.pack("<I", len(data)) + data)
+    await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader) -> Any:
+    [length] = struct.unpack("<I", await reader.readexactly(4))
+    return msgpack.unpackb(await reader.readexactly(length))
