@@ -87,11 +87,14 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Start `python -m MODULE` as a real process; returns its HTTP and gRPC ports once it answers."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(module: str, *arguments: str, path: str = "/health") -> tuple[int, int]:
+    def start(
+        module: str, *arguments: str, path: str = "/health", env: dict[str, str] | None = None
+    ) -> tuple[int, int]:
         http, grpc = free_port(), free_port()
         log = (tmp_path_factory.mktemp("server") / "log").open("wb")
         command = [sys.executable, "-m", module, "--model_name", "voiceflow-diarizer", "--http_port", str(http)]
-        process = subprocess.Popen([*command, "--grpc_port", str(grpc), *arguments], stdout=log, stderr=log, cwd=REPO)
+        command += ["--grpc_port", str(grpc), *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPO, env=env)
         processes.append(process)
         for _ in range(600):
             assert process.poll() is None, Path(log.name).read_text()[-2000:]
@@ -103,12 +106,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             time.sleep(0.1)
         raise AssertionError(f"{module} does not answer: {Path(log.name).read_text()[-2000:]}")
 
+    start.processes = processes  # type: ignore[attr-defined]
     yield start
     for process in processes:
         process.terminate()
     for process in processes:
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
 

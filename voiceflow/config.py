@@ -279,6 +279,8 @@ class StreamingConfig(Section):
     """Audio of one stream at most."""
     resume_s: float = Field(ge=0)
     """So long a stream whose client is gone waits for it to come back."""
+    checkpoint_s: float = Field(gt=0)
+    """How often a stream is saved to the store, where there is one."""
     keep_s: float = Field(gt=0)
     """How far back a stream's turns are remembered, and told again when their speaker turns out to be another."""
     max_packet_bytes: int = Field(ge=1)

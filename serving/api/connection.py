@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from serving.errors import DONE, close_code, told, wire_code
+from serving.errors import DONE, DRAINED, close_code, told, wire_code
 from serving.transformer import metrics
 from voiceflow.errors import StreamError, VoiceflowError
 
@@ -40,6 +40,10 @@ class Talk(ABC):
     @abstractmethod
     def lost(self) -> None:
         """The connection is gone; called once."""
+
+    async def go_away(self) -> None:
+        """The server goes: end the connection within its grace."""
+        self.connection.close(DRAINED, "drained")
 
     def sweep(self, now_s: float) -> None:  # noqa: B027
         """Called about every tenth of a second: what must happen when nothing comes."""

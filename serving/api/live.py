@@ -83,7 +83,7 @@ class LiveTalk(Talk):
         before = stream.session.num_samples
         stream.session.receive_audio(data)
         num_samples = stream.session.num_samples - before
-        self.service.heard(num_samples)
+        self.service.heard(stream, num_samples, self.connection.last_heard_s)
         self.pace.received(num_samples)
         if stream.session.waiting_s > self.service.config.max_queued_audio_s:
             self.connection.pause_reading()
@@ -117,6 +117,13 @@ class LiveTalk(Talk):
     def error_message(self, error: Exception) -> dict[str, Any]:
         """See `Talk.error_message`."""
         return {"type": "error", "message": told(error)}
+
+    async def go_away(self) -> None:
+        """See `Talk.go_away`: speakers who speak stop where the audio does."""
+        if self.stream is not None and not self._is_ending:
+            self.stream.session.finalize()
+            await self.service.engine.settle(self.stream)
+        await super().go_away()
 
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""

@@ -2,13 +2,12 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 from serving.api.connection import Talk
 from serving.api.conversation import Conversation, new_id
 from serving.api.pace import Pace
 from serving.api.service import Service
-from serving.errors import DONE, wire_code
+from serving.errors import DONE, DRAINED, wire_code
 from voiceflow.errors import StreamError, VoiceflowError
 from voiceflow.streaming.messages import (
     Close,
@@ -85,7 +84,7 @@ class NativeTalk(Talk):
             raise StreamError(
                 "too_long", f"expected at most {self.config.max_duration_s:g} s of audio in one stream; open another"
             )
-        self.service.heard(session.num_samples - before)
+        self.service.heard(conversation.stream, session.num_samples - before, self.connection.last_heard_s)
         self.pace.received(session.num_samples - before)
         if not self._may_read(self.connection.last_heard_s):
             self.connection.pause_reading()
@@ -187,16 +186,27 @@ class NativeTalk(Talk):
                 self.service.forget(conversation)
         self.connection.fail(error)
 
-    def go_away(self) -> None:
-        """The server goes: say so, tell what is decided, and let the client come back elsewhere."""
-        message: dict[str, Any] = {"type": "go_away", "reason": "the server is going", "resume_token": None}
-        if self.conversation is not None:
-            message["resume_token"] = self.service.tokens.make("resume", self.conversation.id)
-        self.connection.send_json(message)
-        if self.conversation is not None and not self.conversation.is_closing:
-            self.conversation.close()
-            self.service.engine.wake()
-            self.conversation.scored()
+    async def go_away(self) -> None:
+        """See `Talk.go_away`: the client learns how it goes on elsewhere before the connection closes."""
+        conversation = self.conversation
+        token = None
+        if conversation is not None and self.service.store is not None:
+            token = self.service.tokens.make("resume", conversation.id)
+        self.connection.pause_reading()
+        self.connection.send_json(
+            {
+                "type": "go_away",
+                "reason": "the server is going",
+                "resume_token": token,
+                "audio_s": conversation.audio_s if conversation is not None else 0.0,
+            }
+        )
+        try:
+            if conversation is not None and not conversation.is_closing:
+                await self.service.move_out(conversation)
+        finally:
+            if conversation is None or not conversation.is_closing:
+                self.connection.close(DRAINED, "drained")
 
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""

@@ -51,7 +51,7 @@ class ReferenceTalk(Talk):
         assert stream is not None
         started_s = time.perf_counter()
         stream.session.receive_samples(samples_N)
-        self.service.heard(len(samples_N))
+        self.service.heard(stream, len(samples_N), self.connection.last_heard_s)
         self.pace.received(len(samples_N))
         await self.service.engine.settle(stream)
         segments = [

@@ -1,21 +1,23 @@
 """What all protocols of a process share: the engine, who may come in, and streams that wait for their clients."""
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from serving.api.connection import Connection
 from serving.api.conversation import Conversation, Listener, Tokens, new_id
+from serving.api.store import Store
 from serving.errors import DRAINED
 from serving.transformer import metrics
 from serving.transformer.engine import Engine, Stream
 from serving.transformer.fellows import Fellows
-from voiceflow.errors import StreamError
+from voiceflow.errors import PlatformError, StreamError
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import samples_to_seconds
 
@@ -54,6 +56,8 @@ class Service:
     variant: str = "champion"
     tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
     fetch: Fetch = nowhere
+    store: Store | None = None
+    """Where streams are saved every `checkpoint_s`, for other servers to go on with."""
     fellows: Fellows | None = None
     """The other workers, where there are any."""
     redeem_elsewhere: Callable[[str], Awaitable[bool]] | None = None
@@ -65,6 +69,8 @@ class Service:
     """Until when tickets are good."""
     _alone: dict[str, float] = field(default_factory=dict)
     """Since when conversations have had no client, the longest first."""
+    _saving: set[str] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _num_samples: int = 0
     """Heard since the last sweep."""
     _sweeper: asyncio.Task[None] | None = None
@@ -136,13 +142,17 @@ class Service:
 
     async def redeem(self, ticket_id: str) -> bool:
         """Use a ticket up; False if it was used, or is too old."""
+        if self.store is not None:
+            return await self.store.use_once(ticket_id, keep_s=TICKET_S)
         if self.redeem_elsewhere is not None:
             return await self.redeem_elsewhere(ticket_id)
         return self._tickets.pop(ticket_id, 0.0) > time.monotonic()
 
-    def heard(self, num_samples: int) -> None:
-        """Audio came, at 16 kHz, that is to be scored."""
+    def heard(self, stream: Stream, num_samples: int, now_s: float) -> None:
+        """Audio of a stream came that is to be scored: samples at 16 kHz, and the loop's time."""
         self._num_samples += num_samples
+        if stream.heard_s is None and stream.session.waiting_s:
+            stream.heard_s = now_s
         self.engine.wake()
 
     # conversations
@@ -156,7 +166,7 @@ class Service:
         session_id = self.tokens.read("resume", token)
         found = self.conversations.get(session_id)
         if found is None:
-            saved = await self.fetch(session_id)
+            saved = await self._fetch(session_id)
             if saved is None:
                 raise StreamError(
                     "no_resume",
@@ -172,6 +182,12 @@ class Service:
         found.resume()
         metrics.RESUMES.inc()
         return found
+
+    async def _fetch(self, session_id: str) -> bytes | None:
+        saved = await self.fetch(session_id)
+        if saved is None and self.store is not None:
+            saved = await self.store.take(session_id)
+        return saved
 
     def join(self, conversation: Conversation, listener: Listener) -> None:
         """Somebody listens to a conversation."""
@@ -189,16 +205,19 @@ class Service:
         conversation.listener = None
         conversation.stream.is_counted = False
         self._alone[conversation.id] = asyncio.get_running_loop().time()
+        self._checkpoint(conversation)
         while len(self._alone) > self.config.max_streams:
             self.forget(self.conversations[next(iter(self._alone))])
 
-    def forget(self, conversation: Conversation) -> None:
-        """A conversation is over."""
+    def forget(self, conversation: Conversation, *, drop: bool = True) -> None:
+        """A conversation is over, or goes on elsewhere: then it is not to be dropped from the store."""
         if self.conversations.get(conversation.id) is conversation:
             del self.conversations[conversation.id]
             self._alone.pop(conversation.id, None)
             metrics.FLIPS.inc(conversation.flips)
             self.engine.leave(conversation.stream)
+            if self.store is not None and drop:
+                self._do(self.store.drop(conversation.id))
 
     async def give_away(self, session_id: str) -> bytes | None:
         """A conversation of this process for another one that has its client now; None if there is none."""
@@ -208,12 +227,50 @@ class Service:
         if found.listener is not None:
             found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
         saved = await found.save(self.engine)
-        self.forget(found)
+        self.forget(found, drop=False)
         return saved
 
+    def _checkpoint(self, conversation: Conversation) -> None:
+        """Begin to save a conversation to the store, where there is one."""
+        if self.store is not None and conversation.id not in self._saving:
+            self._saving.add(conversation.id)
+            self._do(self._save(conversation))
+
+    async def _save(self, conversation: Conversation) -> None:
+        assert self.store is not None
+        try:
+            is_ours = await self.store.put(conversation.id, await conversation.save(self.engine))
+            metrics.CHECKPOINTS.inc()
+            if not is_ours:
+                if conversation.listener is not None:
+                    conversation.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+                self.forget(conversation, drop=False)
+        finally:
+            self._saving.discard(conversation.id)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside everything else; what fails is logged."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except PlatformError as err:
+                logger.warning("%s", err)
+            except Exception:
+                logger.exception("work on the side failed")
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _sweep(self) -> None:
-        while True:
+        sweeps = max(1, round(self.config.checkpoint_s / SWEEP_S))
+        for turn in itertools.cycle(range(sweeps)):
             await asyncio.sleep(SWEEP_S)
+            if self.store is not None:
+                for conversation in tuple(self.conversations.values()):
+                    if conversation.listener is not None and int(conversation.id[:8], 16) % sweeps == turn:
+                        self._checkpoint(conversation)
             now_s = asyncio.get_running_loop().time()
             for connection in tuple(self.connections):
                 connection.sweep(now_s)
@@ -230,18 +287,28 @@ class Service:
     # the end
 
     async def drain(self) -> None:
-        """Tell clients to go, decide what can be decided, and close; no new streams come in."""
+        """Tell clients to go, say what is decided, let streams go on elsewhere where they can, and close.
+
+        With a store a stream goes on exactly where it was; without one its turns so far are made final.
+        """
         self.is_draining = True
         for connection in tuple(self.connections):
-            go_away: Any = getattr(connection.talk, "go_away", None)
-            if go_away is not None:
-                go_away()
+            self._do(connection.talk.go_away())
         deadline_s = asyncio.get_running_loop().time() + DRAIN_S
-        while any(connection.is_open for connection in self.connections):
-            if asyncio.get_running_loop().time() > deadline_s:
-                break
+        while self.connections and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.02)
         for connection in tuple(self.connections):
             connection.close(DRAINED, "drained")
-        while self.connections and asyncio.get_running_loop().time() < deadline_s:
+        while self._tasks and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.02)
+
+    async def move_out(self, conversation: Conversation) -> None:
+        """Say all that can be said of a conversation whose server goes, and save it for the next."""
+        session = conversation.stream.session
+        if self.store is None:
+            session.finalize()
+            await self.engine.settle(conversation.stream)
+        else:
+            while session.waiting_s and conversation.stream.failure is None:
+                await asyncio.sleep(0.01)
+            await self.store.put(conversation.id, await conversation.save(self.engine))

@@ -17,6 +17,8 @@ from voiceflow.streaming.session import StreamSettings
 
 logger = logging.getLogger("voiceflow.engine")
 Score = Callable[[Batch], Awaitable[tuple[np.ndarray, np.ndarray]]]
+OBSERVED = 8
+"""Streams of a step, about, whose latency is observed for metrics."""
 LOAD_OVER_S = 1.0
 """The load is a running mean over about so long."""
 
@@ -30,6 +32,8 @@ class Stream:
     """Called after each of its steps, and when the engine gives up on it."""
     failure: Exception | None = None
     """Why the engine gave up on it."""
+    heard_s: float | None = None
+    """When the audio of the step that waits came, by the loop's clock; of the first, if several wait."""
     is_counted: bool = True
     """Whether it is one of the streams that a server holds: a look at the end of another is not."""
     _settled: asyncio.Future[None] | None = None
@@ -158,11 +162,21 @@ class Engine:
                 scored = self._lanes.give_up()
                 for lane in scored:
                     self._streams[lane.row].failure = err
-            for stream in [self._streams[lane.row] for lane in scored]:
-                stream.scored()
-                if stream.failure is not None:
-                    self.leave(stream)
+            self._tell([self._streams[lane.row] for lane in scored])
             await asyncio.sleep(self._pause_s(time.monotonic() - started_s))
+
+    def _tell(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            stream.scored()
+            if stream.failure is not None:
+                self.leave(stream)
+        now_s = asyncio.get_running_loop().time()
+        observed = streams[:: max(1, len(streams) // OBSERVED)]
+        for stream in observed:
+            if stream.heard_s is not None:
+                metrics.EMISSION.observe(now_s - stream.heard_s)
+        for stream in streams:
+            stream.heard_s = now_s if stream.session.waiting_s else None
 
     def _pause_s(self, busy_s: float) -> float:
         """How long packets may gather before the next step: the busier, the longer, for larger batches cost less.

@@ -1,10 +1,12 @@
 """Processes that share a port and act as one: streams, sockets and counts go from one to another."""
 
+import array
 import asyncio
 import contextlib
 import logging
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ ASK_S = 5.0
 """So long another worker has to answer."""
 HTTP_WORKER = 0
 """The worker with KServe's server: plain HTTP and tickets are its."""
+HTTP_INBOX = "http"
+PASS_S, PASS_AGAIN_S = 2.0, 0.005
 UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\n"
     b"content-length: 28\r\nconnection: close\r\n\r\nexpected soon; ask once more"
@@ -94,17 +98,26 @@ class Fellows:
 
     def pass_on(self, sock: socket.socket) -> None:
         """Give a connection to the worker that serves plain HTTP."""
+        self._pass_on(sock, time.monotonic() + PASS_S)
+
+    def _pass_on(self, sock: socket.socket, until_s: float) -> None:
+        descriptors = array.array("i", [sock.fileno()])
         try:
-            socket.send_fds(self._passing, [b"http"], [sock.fileno()], 0, str(self._folder / "http"))
-        except OSError:  # it is being started
+            # socket.send_fds of Python 3.11 forgets the address.
+            self._passing.sendmsg(
+                [b"http"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)], 0, str(self._folder / HTTP_INBOX)
+            )
+        except OSError as err:  # its inbox is full, or it is being started
+            if isinstance(err, BlockingIOError) and time.monotonic() < until_s:
+                asyncio.get_running_loop().call_later(PASS_AGAIN_S, self._pass_on, sock, until_s)
+                return
             with contextlib.suppress(OSError):
                 sock.send(UNAVAILABLE)
-        finally:
-            sock.close()
+        sock.close()
 
     def take_over(self, serve: Callable[[socket.socket], None]) -> None:
         """Serve the connections that the others pass on."""
-        path = self._folder / "http"
+        path = self._folder / HTTP_INBOX
         path.unlink(missing_ok=True)
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         inbox.setblocking(False)

@@ -32,6 +32,7 @@ STREAMS = Gauge("voiceflow_active_streams", "Streams that are held.", multiproce
 LOAD = Gauge("voiceflow_load_ratio", "Share of the time in which steps are worked on.", multiprocess_mode="livemax")
 REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.", ["code"])
 RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
+CHECKPOINTS = Counter("voiceflow_checkpoints_total", "Streams saved to the store.")
 FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.")
 
 INFERENCE_LATENCY: Histogram

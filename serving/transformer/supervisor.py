@@ -28,9 +28,14 @@ def supervise(arguments: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="voiceflow-"))
     (folder / "metrics").mkdir()
     (folder / "counts").write_bytes(bytes(8 * arguments.workers))
+    if os.environ.get("VOICEFLOW_STORE") and not os.environ.get("VOICEFLOW_TOKEN_KEY"):
+        from serving.api.store import store_from_environment
+
+        store_from_environment(b"", keep_s=1.0)  # says what is missing
     environment = {
         **os.environ,
         "VOICEFLOW_TOKEN_KEY": os.environ.get("VOICEFLOW_TOKEN_KEY") or secrets.token_hex(32),
+        "VOICEFLOW_STORE_OWNER": secrets.token_hex(8),
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
     }
     stop = False

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import uvloop
 
-from serving.api.service import Service
+from serving.api.conversation import Tokens
+from serving.api.service import Service, token_key
+from serving.api.store import store_from_environment
 from serving.transformer.engine import Engine
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
@@ -46,7 +48,11 @@ def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
 
 
 async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel | None) -> None:
-    service = Service(engine, variant=arguments.variant)
+    key = token_key()
+    store = store_from_environment(key, keep_s=10.0 * engine.config.resume_s)
+    if store is not None:
+        await store.check()
+    service = Service(engine, variant=arguments.variant, tokens=Tokens(key), store=store)
     fellows = None
     if arguments.worker_dir is not None:
         fellows = Fellows(Path(arguments.worker_dir), arguments.worker_index, arguments.workers)

@@ -113,8 +113,9 @@ class Lane(Session):
 
     def finalize(self) -> None:
         """See `Session.finalize`."""
-        super().finalize()
-        self.lanes.ending[self.row] = self
+        if self._scored or self.lanes.waiting_C[self.row] or self.lanes.asked_C[self.row]:
+            super().finalize()
+            self.lanes.ending[self.row] = self
 
     def close(self, *, keep_labels: bool = False) -> None:
         """See `Session.close`."""

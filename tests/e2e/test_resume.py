@@ -1,0 +1,206 @@
+"""Streams that outlive their connections, their worker and their server."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+
+import httpx
+import numpy as np
+import pytest
+import websockets
+
+from benchmarks.proxy import Proxy
+from serving.clients.stream import StreamClient
+from tests.conftest import free_port
+from tests.e2e.test_streams import START, expected, url
+
+pytestmark = pytest.mark.e2e
+
+
+async def finals_of(client, samples):
+    finals = {}
+    async for message in client.run(samples):
+        if message["type"] == "segment" and message["final"]:
+            finals[message["id"]] = message
+        for row in message["segments"] if message["type"] == "revision" else []:
+            finals[row["id"]] = finals[row["id"]] | row
+    return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
+
+
+@pytest.fixture(scope="module")
+def workers(start_server):
+    """HTTP port of a server of two workers."""
+    return start_server("serving.transformer", "--workers", "2")[0]
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    """URL of a Redis server of its own."""
+    port = free_port()
+    folder = tmp_path_factory.mktemp("redis")
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    except FileNotFoundError:
+        pytest.skip("redis-server is missing: apt-get install redis-server")
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()
+
+
+async def open_stream(port, **start):
+    socket = await websockets.connect(url(port), max_size=2**22)
+    await socket.send(json.dumps(START | start))
+    return socket, json.loads(await socket.recv())
+
+
+def test_cut_connections_lose_nothing_whatever_worker_they_come_back_to(workers, model, talk):
+    async def run():
+        async with Proxy(workers) as proxy:
+            clients = [StreamClient(url(proxy.port), speed=3.0) for _ in range(10)]
+
+            async def cut():
+                while True:
+                    await asyncio.sleep(0.25)
+                    proxy.cut(3)
+
+            cutting = asyncio.create_task(cut())
+            answers = await asyncio.gather(*(finals_of(client, talk) for client in clients))
+            cutting.cancel()
+            return answers, sum(client.reconnects for client in clients)
+
+    answers, reconnects = asyncio.run(run())
+    assert answers == [expected(model, talk)] * 10
+    assert reconnects > 15
+
+
+def test_the_last_to_resume_has_the_stream(workers):
+    async def run():
+        first, started = await open_stream(workers)
+        await first.send(bytes(64_000))
+        token = started["resume_token"]
+        second, again = await open_stream(workers, resume_token=token)
+        error = json.loads(await first.recv())
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await first.recv()
+        await second.send(bytes(64_000))
+        await second.send(json.dumps({"type": "close"}))
+        messages = [json.loads(text) async for text in second]
+        return started, again, error, closed.value.rcvd.code, messages[-1]
+
+    started, again, error, code, last = asyncio.run(run())
+    assert (error["code"], code) == ("taken_over", 4400)
+    assert again["session_id"] == started["session_id"]
+    assert last == {"type": "closed", "audio_s": again["audio_s"] + 2.0, "speakers": 0}
+
+
+@pytest.mark.parametrize(
+    ("forge", "code"),
+    [
+        (lambda token: token[:-2] + ("AA" if token[-2:] != "AA" else "BB"), "bad_token"),
+        (lambda token: "A" + token[1:] if token[0] != "A" else "B" + token[1:], "bad_token"),
+        (lambda token: secrets.token_urlsafe(21), "bad_token"),
+        (lambda token: "", "bad_token"),
+        (lambda token: "é" * 40, "bad_token"),
+    ],
+)
+def test_a_forged_token_is_refused(workers, forge, code):
+    async def run():
+        first, started = await open_stream(workers)
+        second, answer = await open_stream(workers, resume_token=forge(started["resume_token"]))
+        await first.send(json.dumps({"type": "keepalive"}))
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await second.recv()
+        return answer, closed.value.rcvd.code
+
+    answer, close = asyncio.run(run())
+    assert (answer["code"], close) == (code, 4401)
+
+
+def test_the_token_of_another_process_or_of_a_closed_stream_is_refused(workers, server):
+    async def run():
+        _, elsewhere = await open_stream(server)
+        _, foreign = await open_stream(workers, resume_token=elsewhere["resume_token"])
+        socket, started = await open_stream(workers)
+        await socket.send(json.dumps({"type": "close"}))
+        assert [json.loads(text)["type"] async for text in socket] == ["closed"]
+        _, over = await open_stream(workers, resume_token=started["resume_token"])
+        return foreign["code"], over["code"]
+
+    assert asyncio.run(run()) == ("bad_token", "no_resume")
+
+
+def test_a_live_url_works_once_on_any_worker(workers, model, talk):
+    turns = expected(model, talk)
+
+    async def listen(address):
+        told = []
+        async with websockets.connect(address) as socket:
+            pcm = talk.astype("<f4").tobytes()
+            for start in range(0, len(pcm), 6400):
+                await socket.send(pcm[start : start + 6400])
+            await socket.send(json.dumps({"type": "end_of_stream"}))
+            async for text in socket:
+                told.append(json.loads(text))
+        return told
+
+    async def run():
+        addresses = [httpx.post(f"http://127.0.0.1:{workers}/v1/live", json={}).json()["url"] for _ in range(6)]
+        first = [await listen(address) for address in addresses]
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await listen(addresses[0])
+        return first, closed.value.rcvd.code
+
+    answers, code = asyncio.run(run())
+    assert code == 4401
+    for told in answers:
+        ends = [m["data"]["timestamp"] for m in told if m["type"] == "diarization_speaker_end"]
+        starts = [m["data"]["timestamp"] for m in told if m["type"] == "diarization_speaker_start"]
+        assert sorted(starts) == sorted(start for start, _, _ in turns)
+        assert sorted(ends) == pytest.approx(sorted(end for _, end, _ in turns), abs=2e-4)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_another_server_goes_on_with_the_streams_of_one_that_ends(start_server, redis, model, talk, how, tmp_path):
+    environment = {**os.environ, "VOICEFLOW_STORE": redis, "VOICEFLOW_TOKEN_KEY": secrets.token_hex(16)}
+    first, _ = start_server("serving.transformer", env=environment)
+    process = start_server.processes[-1]
+    second, _ = start_server("serving.transformer", env=environment)
+
+    async def run():
+        async with Proxy(first) as proxy:
+            clients = [StreamClient(url(proxy.port), speed=1.5) for _ in range(6)]
+            following = asyncio.gather(*(finals_of(client, talk) for client in clients))
+            await asyncio.sleep(6.5)
+            proxy.target = second
+            process.send_signal(how)
+            return await following, clients
+
+    answers, clients = asyncio.run(run())
+    assert answers == [expected(model, talk)] * 6
+    assert all(client.reconnects == 1 for client in clients) or how == signal.SIGKILL
+    assert all(client.restarts == 0 for client in clients)
+
+
+def test_a_server_without_a_store_says_where_the_next_stream_begins(start_server, model, talk):
+    first, _ = start_server("serving.transformer")
+    process = start_server.processes[-1]
+    second, _ = start_server("serving.transformer")
+
+    async def run():
+        async with Proxy(first) as proxy:
+            client = StreamClient(url(proxy.port), speed=2.0)
+            following = asyncio.create_task(finals_of(client, talk))
+            await asyncio.sleep(3.0)
+            proxy.target = second
+            process.send_signal(signal.SIGTERM)
+            return await following, client
+
+    turns, client = asyncio.run(run())
+    assert client.restarts == 1
+    assert client.closed["audio_s"] == pytest.approx(len(talk) / 16_000)
+    assert max(end for _, end, _ in turns) == pytest.approx(max(end for _, end, _ in expected(model, talk)), abs=0.3)
+    assert np.any([speaker.endswith("~1") for _, _, speaker in turns])
