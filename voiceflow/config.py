@@ -267,6 +267,8 @@ class StreamingConfig(Section):
     """Streams that are held at most, whatever the machine could carry."""
     max_load: float = Field(gt=0, le=1)
     """A new stream is refused with 4429 where the engine is busy for more than this share of the time."""
+    max_requests_per_minute: int = Field(ge=1)
+    """New streams and other requests of one API key."""
     max_speed: float = Field(ge=0)
     """Audio seconds a second that are read of a stream in the long run; 0 for as many as come."""
     burst_s: float = Field(gt=0)

@@ -79,7 +79,8 @@ class Connection(WSListener):
         self._transport: WSTransport | None = None
         self._fragments: list[bytes] = []
         self._is_text = False
-        self._held: deque[str | bytes] | None = None
+        self._held: deque[str | bytes] = deque()
+        """Came while reading paused, or while something that takes time was done."""
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -128,7 +129,7 @@ class Connection(WSListener):
             except UnicodeDecodeError:
                 self.fail(StreamError("bad_json", "expected text in UTF-8"))
                 return
-        if self._held is not None:
+        if self.is_paused or self._held:
             self._held.append(message)
         else:
             self._hand_on(message)
@@ -193,8 +194,7 @@ class Connection(WSListener):
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what takes time; messages that come meanwhile are taken in order afterwards."""
-        assert self._held is None
-        self._held = deque()
+        assert self._task is None
         self.pause_reading()
         self._task = self._loop.create_task(self._run(work))
 
@@ -203,26 +203,25 @@ class Connection(WSListener):
             await work
         except Exception as err:
             self.fail(err)
-        held, self._held, self._task = self._held or deque(), None, None
-        while held and self._held is None:
-            self._hand_on(held.popleft())
-        if self._held is not None:
-            self._held.extendleft(reversed(held))
-        else:
-            self.resume_reading()
+        self._task = None
+        self.resume_reading()
 
     def pause_reading(self) -> None:
-        """Take nothing more from the client: TCP slows it down."""
-        if not self.is_paused and self._transport is not None and not self._transport.is_disconnected:
+        """Hand on nothing more, and let TCP slow the client down."""
+        if not self.is_paused:
             self.is_paused = True
-            self._transport.underlying_transport.pause_reading()
+            if self._transport is not None and not self._transport.is_disconnected:
+                self._transport.underlying_transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Take messages again."""
-        if self.is_paused and self._held is None and self._transport is not None:
-            self.is_paused = False
-            if not self._transport.is_disconnected:
-                self._transport.underlying_transport.resume_reading()
+        """Hand on messages again, those held first, until reading is paused anew."""
+        if not self.is_paused or self._task is not None:
+            return
+        self.is_paused = False
+        while self._held and not self.is_paused:
+            self._hand_on(self._held.popleft())
+        if not self.is_paused and self._transport is not None and not self._transport.is_disconnected:
+            self._transport.underlying_transport.resume_reading()
 
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from serving.api import live
+from serving.api.access import credential
 from serving.api.service import Service
 from serving.errors import http_status, told, wire_code
 from serving.transformer import metrics
@@ -76,6 +77,7 @@ class HttpApi:
 
     async def live(self, request: Request) -> Response:
         """A URL for one live stream: pyannoteAI's `POST /v1/live`; {"encoding": "pcm_s16le"} for 16-bit audio."""
+        await self._enter(request)
         body = await request.body()
         try:
             wishes = orjson.loads(body) if body else {}
@@ -92,6 +94,7 @@ class HttpApi:
 
     async def infer(self, request: Request) -> Response:
         """Turns of a short recording: JSON {"audio": [floats], "sample_rate_hz": 16000}, or the bytes of a file."""
+        await self._enter(request)
         samples_N = await _infer_audio(request)
         engine = self.service.engine
         stream = self.service.open(StreamSettings("pcm_f32le", latency_s=self.service.config.latency_s))
@@ -102,6 +105,10 @@ class HttpApi:
             return JSONResponse(to_json(stream.session.turns, model=self.service.model))
         finally:
             engine.leave(stream)
+
+    async def _enter(self, request: Request) -> None:
+        shown = credential(request.headers, request.query_params)
+        await self.service.enter(self.service.access.check(shown))
 
 
 def _guarded(handler: Handler) -> Handler:

@@ -32,16 +32,21 @@ class NativeTalk(Talk):
 
     Args:
         service: The process's streams.
-        owner: Whose key opened the connection; empty where none is asked for.
+        shown: The key or JWT that came with the request.
     """
 
-    def __init__(self, service: Service, owner: str = "") -> None:
+    def __init__(self, service: Service, shown: str | None) -> None:
         self.service = service
         self.config = service.config
-        self.owner = owner
+        self.owner = ""
+        self._shown = shown
         self.conversation: Conversation | None = None
         self.pace = Pace(service.config)
         self.max_samples = service.config.max_duration_s * SAMPLE_RATE_HZ
+
+    def begin(self) -> None:
+        """See `Talk.begin`: who may not come in learns it at once."""
+        self.owner = self.service.access.check(self._shown)
 
     # what the client says
 
@@ -98,6 +103,7 @@ class NativeTalk(Talk):
     # start
 
     async def _start(self, start: Start) -> None:
+        await self.service.enter(self.owner)
         if start.resume_token is not None:
             conversation = await self.service.take_back(start.resume_token, self.owner)
             after_seq = start.last_seq

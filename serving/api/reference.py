@@ -21,19 +21,24 @@ class ReferenceTalk(Talk):
 
     Args:
         service: The process's streams.
+        shown: The key or JWT that came with the request.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, shown: str | None) -> None:
         self.service = service
+        self._shown = shown
         self.stream: Stream | None = None
         self.stable_s = 0.0
         self.pace = Pace(service.config)
 
     def begin(self) -> None:
         """The stream begins with the connection."""
-        self.stream = self.service.open(
-            StreamSettings("pcm_f32le", latency_s=self.service.config.latency_s), keep_s=self.service.config.keep_s
-        )
+        self.connection.run(self._begin(self.service.access.check(self._shown)))
+
+    async def _begin(self, owner: str) -> None:
+        config = self.service.config
+        await self.service.enter(owner)
+        self.stream = self.service.open(StreamSettings("pcm_f32le", latency_s=config.latency_s), keep_s=config.keep_s)
 
     def on_text(self, text: str) -> None:
         """A chunk; the next one waits for its reply."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.api.access import WINDOW_S, Access, Rates
 from serving.api.connection import Connection
 from serving.api.conversation import Conversation, Listener, Tokens, new_id
 from serving.api.store import Store
@@ -56,15 +57,19 @@ class Service:
     variant: str = "champion"
     tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
     fetch: Fetch = nowhere
+    access: Access = field(default_factory=Access)
     store: Store | None = None
     """Where streams are saved every `checkpoint_s`, for other servers to go on with."""
     fellows: Fellows | None = None
     """The other workers, where there are any."""
+    count_elsewhere: Callable[[str], Awaitable[int]] | None = None
+    """Counts requests in the worker that counts for all, where it is not this one."""
     redeem_elsewhere: Callable[[str], Awaitable[bool]] | None = None
     """Asks the worker that makes tickets, where it is not this one."""
     connections: set[Connection] = field(default_factory=set)
     conversations: dict[str, Conversation] = field(default_factory=dict)
     is_draining: bool = False
+    _rates: Rates = field(default_factory=Rates)
     _tickets: dict[str, float] = field(default_factory=dict)
     """Until when tickets are good."""
     _alone: dict[str, float] = field(default_factory=dict)
@@ -129,6 +134,29 @@ class Service:
         """
         self.admit()
         return self.engine.open(settings, keep_s=keep_s)
+
+    async def enter(self, owner: str) -> None:
+        """Count a request of a key's holder.
+
+        Raises:
+            StreamError: `too_many` in the last minute.
+        """
+        limit = self.config.max_requests_per_minute
+        if owner and await self.count(owner) > limit:
+            raise StreamError(
+                "too_many", f"expected at most {limit} new requests a minute of one key", retry_after_s=RETRY_AFTER_S
+            )
+
+    async def count(self, owner: str) -> int:
+        """Requests of a key's holder in the last minute, on all servers that share a store."""
+        if self.store is not None:
+            try:
+                return await self.store.count(owner, window_s=WINDOW_S)
+            except PlatformError as err:
+                logger.warning("requests are counted here alone: %s", err)
+        if self.count_elsewhere is not None:
+            return await self.count_elsewhere(owner)
+        return self._rates.count(owner)
 
     # tickets: URLs for one connection each
 

@@ -9,10 +9,11 @@ import socket
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
-from picows import WSAutoPingStrategy, WSListener, WSUpgradeRequest
+from picows import WSAutoPingStrategy, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol
 
 from serving.api import live
+from serving.api.access import SUBPROTOCOL, credential
 from serving.api.connection import MAX_MESSAGE_BYTES, Connection, Talk
 from serving.api.live import LiveTalk
 from serving.api.native import NativeTalk
@@ -27,7 +28,8 @@ HANDSHAKE_S = 5
 PING_S = 20
 """A connection on which nothing came for so long is pinged, and cut if it does not answer for as long."""
 BACKLOG = 2048
-SEND_BUFFER_BYTES = 128 * 1024
+SOCKET_BUFFER_BYTES = 128 * 1024
+"""What waits in the kernel for one stream, each way: seconds of audio, not minutes."""
 PassOn = Callable[[socket.socket], None]
 
 # Errors that clients make with their frames are theirs to know, not the log's.
@@ -95,7 +97,8 @@ class Front:
             if head is None:
                 sock.close()
             elif _is_ours(head):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
                 await self._loop.connect_accepted_socket(self._websocket, sock)
             else:
                 self._pass_on(sock)
@@ -144,19 +147,24 @@ class Front:
             16 * 1024,
         )
 
-    def _listener_for(self, request: WSUpgradeRequest) -> WSListener:
+    def _listener_for(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         url = urlsplit(request.path.decode("latin-1"))
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        talk, protocol = self._talk(url.path, query)
-        connection = _Counted(self.service, talk, protocol)
-        return connection
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        talk, protocol = self._talk(url.path, query, credential(headers, query))
+        # A browser that named its key as a subprotocol hears back which protocol it is.
+        offers = headers.get("sec-websocket-protocol", "").split(",")[0].strip()
+        chosen = {"Sec-WebSocket-Protocol": SUBPROTOCOL} if offers == SUBPROTOCOL else None
+        return WSUpgradeResponseWithListener(
+            WSUpgradeResponse.create_101_response(chosen), _Counted(self.service, talk, protocol)
+        )
 
-    def _talk(self, path: str, query: dict[str, str]) -> tuple[Talk, str]:
+    def _talk(self, path: str, query: dict[str, str], shown: str | None) -> tuple[Talk, str]:
         if path == "/ws/stream":
-            return ReferenceTalk(self.service), "reference"
+            return ReferenceTalk(self.service, shown), "reference"
         if path == live.PATH:
             return LiveTalk(self.service, query.get("token", ""), query.get("encoding", "pcm_f32le")), "live"
-        return NativeTalk(self.service), "native"
+        return NativeTalk(self.service, shown), "native"
 
 
 class _Counted(Connection):

@@ -1,4 +1,8 @@
-"""The engine's step on a predictor elsewhere: one gRPC call a batch."""
+"""A predictor elsewhere: one gRPC call a tick for all streams; another replica takes over a failed one."""
+
+import asyncio
+import logging
+import time
 
 import grpc
 import numpy as np
@@ -6,68 +10,126 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from voiceflow.contract import ModelMetadata
-from voiceflow.errors import ModelError
+from voiceflow.errors import ModelError, StreamError
 from voiceflow.streaming.lanes import Batch
 
-CALL_TIMEOUT_S = 10.0
+logger = logging.getLogger("voiceflow.predictor")
+CALL_TIMEOUT_S = 3.0
+PATIENCE_S = 30.0
+"""So long a step waits for some replica; meanwhile audio is kept, and clients see a pause."""
+TRY_AGAIN_S = 0.05
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+LASTING = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+"""What another try would end in as well."""
 
 
 class RemotePredictor:
-    """A predictor over gRPC, Open Inference Protocol, raw tensor contents.
+    """Replicas of a predictor over gRPC, Open Inference Protocol, raw tensor contents.
+
+    They keep no state: a step that fails on one is asked of the next, with the same inputs.
 
     Args:
-        host: ``name:port``.
+        hosts: ``name:port``, or several with commas between them.
         model_name: Name of the model there.
     """
 
-    def __init__(self, host: str, model_name: str) -> None:
-        self.host = host
+    def __init__(self, hosts: str, model_name: str) -> None:
+        self.hosts = [host.strip() for host in hosts.split(",") if host.strip()]
         self.model_name = model_name
         self._options = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # A replica that comes back is found within a second.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
         ]
-        self._stub: GRPCInferenceServiceStub | None = None
+        self._metadata: ModelMetadata | None = None
+        self._stubs: dict[str, GRPCInferenceServiceStub] = {}
+        self._known: set[str] = set()
+        """Replicas that were asked which model they serve, and not lost since."""
+        self._current = 0
         self.num_calls = 0
         """Batched calls made so far."""
 
     def metadata(self, *, timeout_s: float = 60.0) -> ModelMetadata:
-        """Ask the predictor what it serves, waiting for it to come up.
+        """Ask the predictor what it serves, waiting for one replica to come up.
 
         Raises:
-            ModelError: It does not answer in time, or serves something else.
+            ModelError: None answers in time, or it serves something else.
         """
-        request = pb.ModelInferRequest(model_name=self.model_name, id="metadata")
-        entry = request.inputs.add(name="metadata", datatype="BYTES", shape=[1])
-        entry.contents.bytes_contents.append(b"")
-        with grpc.insecure_channel(self.host, options=self._options) as channel:
-            try:
-                reply = GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=timeout_s, wait_for_ready=True)
-            except grpc.RpcError as err:
-                raise ModelError(
-                    f"predictor at {self.host} does not answer for {self.model_name!r}: {err.details()}"
-                ) from err
-        if reply.raw_output_contents:
-            raw = reply.raw_output_contents[0][4:]
-        else:
-            raw = reply.outputs[0].contents.bytes_contents[0]
-        return ModelMetadata.model_validate_json(raw)
+        deadline_s = time.monotonic() + timeout_s
+        reason = "no host was given"
+        while True:
+            for host in self.hosts:
+                with grpc.insecure_channel(host, options=self._options) as channel:
+                    try:
+                        reply = GRPCInferenceServiceStub(channel).ModelInfer(self._question(), timeout=CALL_TIMEOUT_S)
+                        self._metadata = _read_metadata(reply)
+                        return self._metadata
+                    except grpc.RpcError as err:
+                        reason = f"{host}: {err.details()}"
+                        if err.code() in LASTING:
+                            deadline_s = 0.0
+            if time.monotonic() > deadline_s:
+                raise ModelError(f"the predictor does not answer for {self.model_name!r}: {reason}")
+            time.sleep(0.2)
 
     async def score(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """One step of a batch: features (B, 640), state (B, N), look-ahead (B,)."""
-        if self._stub is None:
-            self._stub = GRPCInferenceServiceStub(grpc.aio.insecure_channel(self.host, options=self._options))
+        """One step of a batch: features (B, 640), state (B, N), look-ahead (B,).
+
+        Raises:
+            StreamError: `predictor_down`: no replica answered for `PATIENCE_S`.
+        """
+        deadline_s = time.monotonic() + PATIENCE_S
         request = pb.ModelInferRequest(model_name=self.model_name)
         for name, datatype, array in zip(
             ("features", "state", "lookahead_steps"), ("FP32", "FP32", "INT64"), batch, strict=True
         ):
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
-        reply = await self._stub.ModelInfer(request, timeout=CALL_TIMEOUT_S)
+        while True:
+            host = self.hosts[self._current]
+            try:
+                reply = await self._ask(host, request)
+                break
+            except (grpc.RpcError, ModelError) as err:
+                if isinstance(err, grpc.aio.AioRpcError) and err.code() in LASTING:
+                    raise
+                reason = err.details() if isinstance(err, grpc.aio.AioRpcError) else str(err)
+                logger.warning("predictor %s failed: %s", host, reason)
+                self._known.discard(host)
+                self._current = (self._current + 1) % len(self.hosts)
+                if time.monotonic() > deadline_s:
+                    raise StreamError("predictor_down", "no predictor answers; open another stream later") from err
+                await asyncio.sleep(TRY_AGAIN_S)
         self.num_calls += 1
         activity, state = (
             np.frombuffer(raw, np.float32).reshape(tuple(output.shape))
             for raw, output in zip(reply.raw_output_contents, reply.outputs, strict=True)
         )
         return activity, state
+
+    async def _ask(self, host: str, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        if host not in self._stubs:
+            self._stubs[host] = GRPCInferenceServiceStub(grpc.aio.insecure_channel(host, options=self._options))
+        stub = self._stubs[host]
+        if host not in self._known:
+            # A replica that was away may have come back with another model: states would mean nothing to it.
+            served = _read_metadata(await stub.ModelInfer(self._question(), timeout=CALL_TIMEOUT_S))
+            self._metadata = self._metadata or served
+            if served != self._metadata:
+                raise ModelError(f"it serves {served.summary()}, not {self._metadata.summary()}")
+            self._known.add(host)
+        return await stub.ModelInfer(request, timeout=CALL_TIMEOUT_S)
+
+    def _question(self) -> pb.ModelInferRequest:
+        request = pb.ModelInferRequest(model_name=self.model_name, id="metadata")
+        entry = request.inputs.add(name="metadata", datatype="BYTES", shape=[1])
+        entry.contents.bytes_contents.append(b"")
+        return request
+
+
+def _read_metadata(reply: pb.ModelInferResponse) -> ModelMetadata:
+    raw_contents = reply.raw_output_contents
+    raw = raw_contents[0][4:] if raw_contents else reply.outputs[0].contents.bytes_contents[0]
+    return ModelMetadata.model_validate_json(raw)

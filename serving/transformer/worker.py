@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvloop
 
+from serving.api.access import Access
 from serving.api.conversation import Tokens
 from serving.api.service import Service, token_key
 from serving.api.store import store_from_environment
@@ -52,7 +53,9 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
     store = store_from_environment(key, keep_s=10.0 * engine.config.resume_s)
     if store is not None:
         await store.check()
-    service = Service(engine, variant=arguments.variant, tokens=Tokens(key), store=store)
+    service = Service(
+        engine, variant=arguments.variant, tokens=Tokens(key), store=store, access=Access.from_environment()
+    )
     fellows = None
     if arguments.worker_dir is not None:
         fellows = Fellows(Path(arguments.worker_dir), arguments.worker_index, arguments.workers)
@@ -100,6 +103,11 @@ async def _join(service: Service, fellows: Fellows, index: int) -> None:
 
     service.fetch = fetch
     service.fellows = fellows
+
+    async def count(owner: str) -> int:
+        return int(await fellows.ask(HTTP_WORKER, "count", owner) or 0)
+
     if index != HTTP_WORKER:
         service.redeem_elsewhere = redeem
-    await fellows.start({"take": service.give_away, "redeem": service.redeem})
+        service.count_elsewhere = count
+    await fellows.start({"take": service.give_away, "redeem": service.redeem, "count": service.count})

@@ -204,3 +204,23 @@ def test_a_server_without_a_store_says_where_the_next_stream_begins(start_server
     assert client.closed["audio_s"] == pytest.approx(len(talk) / 16_000)
     assert max(end for _, end, _ in turns) == pytest.approx(max(end for _, end, _ in expected(model, talk)), abs=0.3)
     assert np.any([speaker.endswith("~1") for _, _, speaker in turns])
+
+
+def test_a_predictor_that_is_killed_costs_a_pause(start_server, model, talk):
+    ports, processes = [], []
+    for _ in range(2):
+        ports.append(start_server("serving.predictor", "--model", "pretrained", path="/v2/health/ready")[1])
+        processes.append(start_server.processes[-1])
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    transformer, _ = start_server("serving.transformer", "--predictor_host", hosts)
+
+    async def run():
+        clients = [StreamClient(url(transformer), speed=2.0) for _ in range(6)]
+        following = asyncio.gather(*(finals_of(client, talk) for client in clients))
+        await asyncio.sleep(3.0)
+        processes[0].kill()
+        return await following, sum(client.reconnects for client in clients)
+
+    answers, reconnects = asyncio.run(run())
+    assert answers == [expected(model, talk)] * 6
+    assert reconnects == 0
