@@ -156,7 +156,7 @@ def test_who_does_not_read_is_told_and_closed(server, talk):
         writer.write(frame(1, json.dumps(START | {"ack": True}).encode()))
         packets = b"".join(frame(2, pcm[i : i + 16]) for i in range(0, 16_000, 16))
         with contextlib.suppress(TimeoutError, ConnectionError):
-            for _ in range(24):
+            for _ in range(36):
                 writer.write(packets)
                 await asyncio.wait_for(writer.drain(), 2.0)
                 await asyncio.sleep(0.25)
