@@ -12,7 +12,7 @@ import msgpack
 import orjson
 
 from serving.transformer.engine import Engine, Stream
-from voiceflow.audio import SAMPLE_BYTES
+from voiceflow.audio import SAMPLE_BYTES, FloatArray
 from voiceflow.errors import StreamError
 from voiceflow.streaming.messages import event_message
 from voiceflow.timebase import samples_to_seconds
@@ -123,13 +123,21 @@ class Conversation:
         Raises:
             VoiceflowError: See `Session.receive_audio`; nothing of the packet is taken then.
         """
-        session = self.stream.session
-        session.receive_audio(data)
+        self.stream.session.receive_audio(data)
         self.num_bytes += len(data)
+        self._note_packet()
+
+    def receive_samples(self, samples_N: FloatArray) -> None:
+        """Take decoded audio."""
+        self.stream.session.receive_samples(samples_N)
+        self.num_bytes += len(samples_N) * self.sample_bytes
+        self._note_packet()
+
+    def _note_packet(self) -> None:
         if self.ack:
             if len(self.packets) >= MAX_WAITING_ACKS:
                 self.packets.pop()
-            self.packets.append(session.num_samples)
+            self.packets.append(self.stream.session.num_samples)
 
     def resume(self) -> None:
         """A client comes back: what it had sent of a sample's first bytes comes again."""

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 from serving.api.connection import Talk
 from serving.api.conversation import Conversation, new_id
+from serving.api.opus import OpusDecoder
 from serving.api.pace import Pace
 from serving.api.service import Service
 from serving.errors import DONE, DRAINED, wire_code
+from voiceflow.audio import FloatArray
 from voiceflow.errors import StreamError, VoiceflowError
 from voiceflow.streaming.messages import (
+    COMPRESSED,
     Close,
     EnrolledSpeaker,
     Finalize,
@@ -42,6 +45,8 @@ class NativeTalk(Talk):
         self._shown = shown
         self.conversation: Conversation | None = None
         self.pace = Pace(service.config)
+        self.decoder: OpusDecoder | None = None
+        """Of compressed audio, which cannot be resumed: its decoder's state stays here."""
         self.max_samples = service.config.max_duration_s * SAMPLE_RATE_HZ
 
     def begin(self) -> None:
@@ -69,9 +74,15 @@ class NativeTalk(Talk):
             conversation.stream.session.finalize()
             self.service.engine.wake()
         elif isinstance(message, Close):
-            conversation.close()
-            self.service.engine.wake()
-            conversation.scored()  # there may be nothing left to score
+            if self.decoder is not None:
+                self.decoder.end()
+            else:
+                self._close(conversation)
+
+    def _close(self, conversation: Conversation) -> None:
+        conversation.close()
+        self.service.engine.wake()
+        conversation.scored()  # there may be nothing left to score
 
     def on_audio(self, data: bytes) -> None:
         """A packet."""
@@ -82,9 +93,34 @@ class NativeTalk(Talk):
             raise StreamError(
                 "too_large", f"expected packets of at most {self.config.max_packet_bytes} bytes, got {len(data)}"
             )
-        session = conversation.stream.session
-        before = session.num_samples
+        if self.decoder is not None:
+            self.decoder.feed(data)
+            if self.decoder.is_behind:
+                self.connection.pause_reading()
+            return
+        before = conversation.stream.session.num_samples
         conversation.receive_audio(data)
+        self._received(conversation, before)
+
+    def _decoded(self, samples_N: FloatArray) -> None:
+        conversation = self.conversation
+        if conversation is None or conversation.is_closing:
+            return
+        before = conversation.stream.session.num_samples
+        try:
+            conversation.receive_samples(samples_N)
+            self._received(conversation, before)
+        except StreamError as err:
+            self.connection.fail(err)
+
+    def _decoding_ended(self, failure: Exception | None) -> None:
+        if failure is not None:
+            self.connection.fail(failure)
+        elif self.conversation is not None:
+            self._close(self.conversation)
+
+    def _received(self, conversation: Conversation, before: int) -> None:
+        session = conversation.stream.session
         if session.num_samples > self.max_samples:
             raise StreamError(
                 "too_long", f"expected at most {self.config.max_duration_s:g} s of audio in one stream; open another"
@@ -98,7 +134,8 @@ class NativeTalk(Talk):
         conversation = self.conversation
         assert conversation is not None
         waiting_s = conversation.stream.session.waiting_s
-        return waiting_s <= self.config.max_queued_audio_s and self.pace.may_receive(now_s)
+        is_behind = self.decoder is not None and self.decoder.is_behind
+        return not is_behind and waiting_s <= self.config.max_queued_audio_s and self.pace.may_receive(now_s)
 
     # start
 
@@ -116,12 +153,14 @@ class NativeTalk(Talk):
             return
         self.conversation = conversation
         self.service.join(conversation, self)
+        if start.audio.encoding in COMPRESSED and start.resume_token is None:
+            self.decoder = OpusDecoder(start.audio.encoding, self._decoded, self._decoding_ended)
         settings = conversation.stream.session.settings
         self.connection.send_json(
             {
                 "type": "started",
                 "session_id": conversation.id,
-                "resume_token": self.service.tokens.make("resume", conversation.id),
+                "resume_token": self._token(conversation),
                 "audio_s": conversation.audio_s,
                 "model": self.service.model,
                 "speakers_rejected": refused,
@@ -138,6 +177,9 @@ class NativeTalk(Talk):
         )
         conversation.tell_again(after_seq=after_seq)
         self.service.engine.wake()
+
+    def _token(self, conversation: Conversation) -> str | None:
+        return None if self.decoder is not None else self.service.tokens.make("resume", conversation.id)
 
     async def _open(self, start: Start) -> tuple[Conversation, list[dict[str, str]]]:
         self.service.admit()
@@ -197,7 +239,7 @@ class NativeTalk(Talk):
         conversation = self.conversation
         token = None
         if conversation is not None and self.service.store is not None:
-            token = self.service.tokens.make("resume", conversation.id)
+            token = self._token(conversation)
         self.connection.pause_reading()
         self.connection.send_json(
             {
@@ -233,7 +275,9 @@ class NativeTalk(Talk):
         told_all = conversation.closed is not None and self.connection.was_closed_by_client
         failure = self.connection.failure
         is_at_fault = failure is not None and wire_code(failure) not in CAN_COME_BACK
-        if told_all or is_at_fault or conversation.stream.failure is not None:
+        if self.decoder is not None:
+            self.decoder.drop()
+        if told_all or is_at_fault or self.decoder is not None or conversation.stream.failure is not None:
             self.service.forget(conversation)
         else:
             self.service.keep(conversation)

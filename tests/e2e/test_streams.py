@@ -141,6 +141,58 @@ def test_the_reference_protocol_on_a_real_meeting(server, model, excerpts):
     assert asyncio.run(reference_turns(server, samples)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
 
 
+def encoded(samples, container):
+    """Opus as a browser sends it, 20 ms a packet."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        track = output.add_stream("libopus", rate=48_000, layout="mono", bit_rate=64_000)
+        upsampled = np.repeat(samples, 3)[None]
+        for start in range(0, upsampled.shape[1], 960):
+            block = np.ascontiguousarray(upsampled[:, start : start + 960], np.float32)
+            piece = av.AudioFrame.from_ndarray(block, format="flt", layout="mono")
+            piece.rate, piece.pts = 48_000, start
+            output.mux(track.encode(piece))
+        output.mux(track.encode(None))
+    return file.getvalue()
+
+
+def decoded(data):
+    """The same file at once, mono at 16 kHz."""
+    import av
+
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=16_000)
+    with av.open(io.BytesIO(data)) as file:
+        frames = [piece for frame in file.decode(audio=0) for piece in resampler.resample(frame)]
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames + resampler.resample(None)])
+
+
+@pytest.mark.parametrize(("encoding", "container"), [("webm_opus", "webm"), ("ogg_opus", "ogg")])
+def test_what_browsers_record_gives_the_turns_of_the_decoded_samples(server, model, talk, encoding, container):
+    data = encoded(talk, container)
+
+    async def run():
+        async with websockets.connect(url(server)) as socket:
+            await socket.send(json.dumps(START | {"audio": {"encoding": encoding}, "ack": True}))
+            assert json.loads(await socket.recv())["resume_token"] is None
+            for start in range(0, len(data), 777):
+                await socket.send(data[start : start + 777])
+            await socket.send(json.dumps({"type": "close"}))
+            return [json.loads(text) async for text in socket]
+
+    messages = asyncio.run(run())
+    samples = decoded(data)
+    assert messages[-1]["type"] == "closed"
+    assert messages[-1]["audio_s"] == pytest.approx(len(samples) / 16_000)
+    finals = {m["id"]: m for m in messages if m["type"] == "segment" and m["final"]}
+    for message in messages:
+        for row in message["segments"] if message["type"] == "revision" else []:
+            finals[row["id"]] |= row
+    turns = diarize([samples], model, latency_s=1.04)[0]
+    heard = sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
+    assert heard == sorted((round(t.start_s, 3), round(t.end_s, 3), t.speaker) for t in turns)
+
+
 START = {"type": "start", "audio": {"encoding": "pcm_s16le", "sample_rate": 16000, "channels": 1}}
 BAD = [
     (["not json"], "bad_json", 4400),
@@ -159,6 +211,9 @@ BAD = [
     ([START | {"diarization": {"latency_s": 5.0}}], "bad_latency", 4400),
     ([START | {"diarization": {"max_speakers": 0}}], "bad_max_speakers", 4400),
     ([START | {"audio": {"encoding": "pcm_f32le"}}, np.array([np.nan], "<f4").tobytes()], "bad_audio", 4400),
+    ([START | {"audio": {"encoding": "webm_opus"}}, b"no webm" * 999, {"type": "close"}], "bad_audio", 4400),
+    ([START | {"audio": {"encoding": "ogg_opus"}}, {"type": "close"}], "bad_audio", 4400),
+    ([START, {"type": "update", "diarization": {"latency_s": 0.32}}], "bad_update", 4400),
     ([START, bytes(1_048_578)], "too_large", 4413),
 ]
 

@@ -16,6 +16,10 @@ MAX_ENROLMENT_S = 60.0
 """A recording of a known speaker may be this long: the stream waits while it is heard."""
 
 
+COMPRESSED = ("ogg_opus", "webm_opus")
+"""Encodings that are decoded before a session hears them; the rate and channels are in the file."""
+
+
 class Message(BaseModel):
     """Base of client messages; unknown keys are refused, so that a typo is not a silent default."""
 
@@ -146,13 +150,17 @@ def parse(text: str) -> ClientMessage:
 
 
 def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:
-    """Settings of a stream from its first message.
+    """Settings of a stream from its first message; of compressed audio, those of what it is decoded to.
 
     Raises:
         StreamError: `bad_encoding` or `bad_rate`.
     """
+    if start.audio.encoding in COMPRESSED:
+        start = start.model_copy(update={"audio": AudioFormat(encoding="pcm_f32le")})
     if start.audio.encoding not in SAMPLE_BYTES:
-        raise StreamError("bad_encoding", f"expected encoding {sorted(SAMPLE_BYTES)}, got {start.audio.encoding!r}")
+        raise StreamError(
+            "bad_encoding", f"expected encoding {[*sorted(SAMPLE_BYTES), *COMPRESSED]}, got {start.audio.encoding!r}"
+        )
     if start.audio.sample_rate != int(start.audio.sample_rate) or not 8_000 <= start.audio.sample_rate <= 48_000:
         raise StreamError("bad_rate", f"expected a sample rate from 8000 to 48000 Hz, got {start.audio.sample_rate:g}")
     latency_s = start.diarization.latency_s
