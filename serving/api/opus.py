@@ -15,7 +15,7 @@ FORMATS = {"ogg_opus": "ogg", "webm_opus": "matroska"}
 """FFmpeg's demuxers by encoding."""
 MAX_QUEUED_BYTES = 512 * 1024
 # What would make FFmpeg collect seconds of sound before it says what it found.
-OPTIONS = {"fflags": "nobuffer", "probesize": "32", "analyzeduration": "0"}
+OPTIONS = {"probesize": "32", "analyzeduration": "0"}
 
 
 class OpusDecoder:
