@@ -86,6 +86,7 @@ def free_port() -> int:
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, int]]]:
     """Start `python -m MODULE` as a real process; returns its HTTP and gRPC ports once it answers."""
     processes: list[subprocess.Popen[bytes]] = []
+    logs: list[str] = []
 
     def start(
         module: str, *arguments: str, path: str = "/health", env: dict[str, str] | None = None
@@ -96,6 +97,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         command += ["--grpc_port", str(grpc), *arguments]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPO, env=env)
         processes.append(process)
+        logs.append(log.name)
         for _ in range(600):
             assert process.poll() is None, Path(log.name).read_text()[-2000:]
             try:
@@ -106,7 +108,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             time.sleep(0.1)
         raise AssertionError(f"{module} does not answer: {Path(log.name).read_text()[-2000:]}")
 
-    start.processes = processes  # type: ignore[attr-defined]
+    start.processes, start.logs = processes, logs  # type: ignore[attr-defined]
     yield start
     for process in processes:
         process.terminate()
