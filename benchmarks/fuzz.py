@@ -74,6 +74,7 @@ class Fuzzer:
 
     async def _connection(self) -> None:
         path = self.random.choice(PATHS)
+        frames: list[bytes] = []
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             if self.random.random() < 0.05:
@@ -104,7 +105,8 @@ class Fuzzer:
         except (ConnectionError, asyncio.IncompleteReadError):
             self.report.codes["cut"] += 1
         except TimeoutError:
-            self.report.faults.append(f"{path}: neither answered nor closed within {ANSWER_S:g} s")
+            told = [frame[:40].hex() for frame in frames]
+            self.report.faults.append(f"{path}: neither answered nor closed within {ANSWER_S:g} s: {told}")
         finally:
             writer.transport.abort()
 

@@ -5,6 +5,7 @@ A new connection's first bytes are looked at and left in the socket, so that who
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
@@ -118,6 +119,8 @@ class Front:
             head, end, _ = data.partition(b"\r\n\r\n")
             if end or len(data) >= MAX_HEAD_BYTES or not data[:1].isalpha():
                 return head
+            if _has_hung_up(sock):
+                return None
             await asyncio.sleep(LOOK_AGAIN_S)  # what has come keeps the socket readable
 
     async def _readable(self, sock: socket.socket) -> None:
@@ -183,6 +186,13 @@ class _Counted(Connection):
         """See `Connection`."""
         self._service.connections.discard(self)
         super().on_ws_disconnected(transport)
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    """Whether the other side will send no more."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 STREAM_PATHS = ("/v1/stream", "/ws/stream", live.PATH)
