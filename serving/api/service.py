@@ -97,32 +97,33 @@ class Service:
         here = self.engine.num_streams
         if self.fellows is None:
             return here
-        self.fellows.tell_count(here)
+        self.fellows.tell(here, self.engine.capacity)
         return here + self.fellows.count_elsewhere()
+
+    @property
+    def capacity(self) -> int:
+        """Streams that this process and its fellows can hold."""
+        if self.fellows is None:
+            return self.engine.capacity
+        return min(self.config.max_streams, self.engine.capacity + self.fellows.capacity_elsewhere())
 
     @property
     def is_full(self) -> bool:
         """Whether a new stream would be refused."""
-        return self.num_streams >= self.config.max_streams or self.engine.load > self.config.max_load
+        return self.engine.num_streams >= self.engine.capacity or self.num_streams >= self.config.max_streams
 
     def admit(self) -> None:
         """Let a stream in.
 
         Raises:
-            StreamError: `draining`, or `too_many` where there is no room or no time for it.
+            StreamError: `draining`, or `too_many` where those that are here leave no time for another.
         """
         if self.is_draining:
             raise StreamError("draining", "this server is going; connect again", retry_after_s=1.0)
-        if self.num_streams >= self.config.max_streams:
+        if self.is_full:
             raise StreamError(
                 "too_many",
-                f"this server holds {self.config.max_streams} streams already; try again later",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        if self.engine.load > self.config.max_load:
-            raise StreamError(
-                "too_many",
-                f"this server holds {self.num_streams} streams and has no time for more; try again later",
+                f"this server holds {self.num_streams} streams and cannot hold more; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
 
@@ -308,8 +309,12 @@ class Service:
                 self.forget(self.conversations[session_id])
             metrics.AUDIO_SECONDS.inc(samples_to_seconds(self._num_samples))
             self._num_samples = 0
+            if self.fellows is not None:
+                self.fellows.tell(self.engine.num_streams, self.engine.capacity)
             metrics.STREAMS.set(self.engine.num_streams)
-            _ = self.num_streams
+            metrics.CAPACITY.set(self.engine.capacity)
+            metrics.HEADROOM.set(max(0, self.engine.capacity - self.engine.num_streams))
+            self.engine.rest(SWEEP_S)
             metrics.LOAD.set(self.engine.load)
 
     # the end

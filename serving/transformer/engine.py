@@ -14,11 +14,17 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.runtime import StepModel
 from voiceflow.streaming.lanes import Batch, Lane, Lanes
 from voiceflow.streaming.session import StreamSettings
+from voiceflow.timebase import STEP_S, STEP_SAMPLES
 
 logger = logging.getLogger("voiceflow.engine")
 Score = Callable[[Batch], Awaitable[tuple[np.ndarray, np.ndarray]]]
 OBSERVED = 8
 """Streams of a step, about, whose latency is observed for metrics."""
+TRIED, TRIALS = 64, 9
+PACKETS_COST = 300e-6
+"""Of the packets and answers of one stream, ten a second each (`make bench`)."""
+ENOUGH_STREAMS = 32
+"""So many streams say what one takes."""
 LOAD_OVER_S = 1.0
 """The load is a running mean over about so long."""
 
@@ -74,7 +80,9 @@ class Engine:
         self.metadata = metadata
         self.config = config
         self.load = 0.0
-        """Share of the time in which a batch was being worked on."""
+        """Share of the time in which this process had work to do, or wanted to and was not let."""
+        self._cost = 0.0
+        """Share of the time that one stream takes among many; measured before the first one comes."""
         self._score = score
         self._lanes = Lanes(metadata)
         self._streams: dict[int, Stream] = {}
@@ -89,7 +97,16 @@ class Engine:
         async def score(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
             return model.step(*batch)
 
-        return cls(model.metadata, score, config)
+        engine = cls(model.metadata, score, config)
+        engine._cost = measure_cost(model)
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Streams that this process can hold, by what one was measured to take at first, and by what they take now."""
+        num_streams = self.num_streams
+        cost = max(self._cost, self.load / num_streams if num_streams >= ENOUGH_STREAMS else 0.0)
+        return min(self.config.max_streams, int(self.config.max_load / cost)) if cost else self.config.max_streams
 
     @property
     def num_streams(self) -> int:
@@ -137,22 +154,31 @@ class Engine:
         """Tell that some session has audio to score."""
         self._work.set()
 
+    def rest(self, passed_s: float) -> None:
+        """So much time passed: where there was nothing to do, the load falls."""
+        if not self._work.is_set():
+            self.load -= min(1.0, passed_s / LOAD_OVER_S) * self.load
+
     async def settle(self, stream: Stream) -> None:
         """See `Stream.settle`."""
         self.wake()
         await stream.settle()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        clock = _Clock()
         while True:
-            await self._work.wait()
+            if not self._work.is_set():
+                await self._work.wait()
+                clock.waited()
             started_s = time.monotonic()
             batch = self._lanes.gather(max_batch=self.config.max_batch, now_s=started_s)
             if batch is None:
                 self._work.clear()
                 continue
             try:
-                with metrics.INFERENCE_LATENCY.time():
-                    activity, state = await self._score(batch)
+                activity, state = await self._score(batch)
+                metrics.INFERENCE_LATENCY.observe(time.monotonic() - started_s)
                 scored = self._lanes.scatter(activity, state)
                 metrics.INFERENCE_REQUESTS.inc()
                 metrics.BATCH_SIZE.observe(len(batch[0]))
@@ -162,15 +188,18 @@ class Engine:
                 scored = self._lanes.give_up()
                 for lane in scored:
                     self._streams[lane.row].failure = err
-            self._tell([self._streams[lane.row] for lane in scored])
-            await asyncio.sleep(self._pause_s(time.monotonic() - started_s))
+            self._tell([self._streams[lane.row] for lane in scored], loop.time())
+            busy_s = time.monotonic() - started_s
+            metrics.TICK_SECONDS.observe(busy_s)
+            pause_s = self._pause_s(busy_s)
+            await asyncio.sleep(pause_s)
+            self.load = clock.load(self.load, busy_s, pause_s)
 
-    def _tell(self, streams: list[Stream]) -> None:
+    def _tell(self, streams: list[Stream], now_s: float) -> None:
         for stream in streams:
             stream.scored()
             if stream.failure is not None:
                 self.leave(stream)
-        now_s = asyncio.get_running_loop().time()
         observed = streams[:: max(1, len(streams) // OBSERVED)]
         for stream in observed:
             if stream.heard_s is not None:
@@ -185,8 +214,42 @@ class Engine:
         """
         tick_s = self.config.tick_ms / 1000.0 * (1.0 + 2.0 * self.load)
         behind = bool(self._lanes.ending) or self._lanes.most_waiting_s > 0.5
-        pause_s = 0.0 if behind else max(0.0, tick_s - busy_s)
-        share = min(1.0, (busy_s + pause_s) / LOAD_OVER_S)
-        self.load += share * (busy_s / (busy_s + pause_s) - self.load)
-        metrics.TICK_SECONDS.observe(busy_s)
-        return pause_s
+        return 0.0 if behind else max(0.0, tick_s - busy_s)
+
+
+class _Clock:
+    """What share of the time is spent, from step to step: by the CPU time that this process took, and by the wall
+    where it takes longer than it should, because others have the CPU or because of all it does between steps."""
+
+    def __init__(self) -> None:
+        self.waited()
+
+    def waited(self) -> None:
+        """There was nothing to do until now."""
+        self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+
+    def load(self, before: float, busy_s: float, pause_s: float) -> float:
+        """The running mean, after a step of `busy_s` and a pause that was to take `pause_s`."""
+        wall_s, cpu_s = time.monotonic(), time.process_time()
+        passed_s = max(1e-6, wall_s - self._wall_s)
+        late_s = max(0.0, passed_s - busy_s - pause_s)
+        spent = min(1.0, max(cpu_s - self._cpu_s, busy_s + late_s) / passed_s)
+        self._wall_s, self._cpu_s = wall_s, cpu_s
+        return before + min(1.0, passed_s / LOAD_OVER_S) * (spent - before)
+
+
+def measure_cost(model: StepModel) -> float:
+    """Share of the time that one stream takes among many: a step of `TRIED` of them, and their packets."""
+    lanes = Lanes(model.metadata, capacity=TRIED)
+    streams = [lanes.open(StreamSettings()) for _ in range(TRIED)]
+    packet = (np.random.default_rng(0).standard_normal(STEP_SAMPLES) * 1000).astype("<i2").tobytes()
+    costs = []
+    for _ in range(TRIALS):
+        started_s = time.process_time()
+        for stream in streams:
+            stream.receive_audio(packet)
+        batch = lanes.gather(max_batch=TRIED)
+        assert batch is not None
+        lanes.scatter(*model.step(*batch))
+        costs.append((time.process_time() - started_s) / TRIED / STEP_S)
+    return float(np.median(costs)) + PACKETS_COST

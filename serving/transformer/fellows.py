@@ -19,7 +19,8 @@ ASK_S = 5.0
 """So long another worker has to answer."""
 HTTP_WORKER = 0
 """The worker with KServe's server: plain HTTP and tickets are its."""
-HTTP_INBOX = "http"
+UNEVEN = 8
+"""Streams by which workers may differ before a new one goes to the other."""
 PASS_S, PASS_AGAIN_S = 2.0, 0.005
 UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\n"
@@ -41,8 +42,9 @@ class Fellows:
         self._folder = folder
         self._index = index
         self._others = [other for other in range(count) if other != index]
-        self._counts = np.memmap(folder / "counts", np.int64, "r+", shape=(count,))
-        self._counts[index] = 0
+        self._told = np.memmap(folder / "counts", np.int64, "r+", shape=(count, 2))
+        """Streams that each worker holds, and can hold."""
+        self._told[index] = 0
         self._passing = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._passing.setblocking(False)
         self._answers: dict[str, Answer] = {}
@@ -57,13 +59,23 @@ class Fellows:
 
     # counts
 
-    def tell_count(self, num_streams: int) -> None:
-        """How many streams this worker holds."""
-        self._counts[self._index] = num_streams
+    def tell(self, num_streams: int, capacity: int) -> None:
+        """How many streams this worker holds, and can hold."""
+        self._told[self._index] = num_streams, capacity
 
     def count_elsewhere(self) -> int:
         """Streams that the others hold."""
-        return int(self._counts.sum()) - int(self._counts[self._index])
+        return int(self._told[self._others, 0].sum())
+
+    def capacity_elsewhere(self) -> int:
+        """Streams that the others can hold."""
+        return int(self._told[self._others, 1].sum())
+
+    def lighter(self, num_streams: int, *, is_full: bool) -> int | None:
+        """The worker that holds fewest streams, if it has room and holds clearly fewer, or this one is full."""
+        count, other = min((int(self._told[other, 0]), other) for other in self._others)
+        has_room = count < int(self._told[other, 1])
+        return other if has_room and (is_full or count + UNEVEN < num_streams) else None
 
     # questions
 
@@ -96,20 +108,20 @@ class Fellows:
 
     # sockets
 
-    def pass_on(self, sock: socket.socket) -> None:
-        """Give a connection to the worker that serves plain HTTP."""
-        self._pass_on(sock, time.monotonic() + PASS_S)
+    def pass_on(self, sock: socket.socket, to: int = HTTP_WORKER) -> None:
+        """Give a connection to another worker: with plain HTTP to the one that serves it."""
+        self._pass_on(sock, to, time.monotonic() + PASS_S)
 
-    def _pass_on(self, sock: socket.socket, until_s: float) -> None:
+    def _pass_on(self, sock: socket.socket, to: int, until_s: float) -> None:
         descriptors = array.array("i", [sock.fileno()])
         try:
             # socket.send_fds of Python 3.11 forgets the address.
             self._passing.sendmsg(
-                [b"http"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)], 0, str(self._folder / HTTP_INBOX)
+                [b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)], 0, str(self._folder / f"inbox-{to}")
             )
         except OSError as err:  # its inbox is full, or it is being started
             if isinstance(err, BlockingIOError) and time.monotonic() < until_s:
-                asyncio.get_running_loop().call_later(PASS_AGAIN_S, self._pass_on, sock, until_s)
+                asyncio.get_running_loop().call_later(PASS_AGAIN_S, self._pass_on, sock, to, until_s)
                 return
             with contextlib.suppress(OSError):
                 sock.send(UNAVAILABLE)
@@ -117,7 +129,7 @@ class Fellows:
 
     def take_over(self, serve: Callable[[socket.socket], None]) -> None:
         """Serve the connections that the others pass on."""
-        path = self._folder / HTTP_INBOX
+        path = self._folder / f"inbox-{self._index}"
         path.unlink(missing_ok=True)
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         inbox.setblocking(False)

@@ -77,6 +77,10 @@ class Front:
             self._listener.close()
             self._listener = None
 
+    def take(self, sock: socket.socket) -> None:
+        """Serve a connection that another worker accepted."""
+        self._do(self._dispatch(sock, is_passed=True))
+
     def _accept(self) -> None:
         assert self._listener is not None
         for _ in range(64):
@@ -92,12 +96,19 @@ class Front:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _dispatch(self, sock: socket.socket) -> None:
+    async def _dispatch(self, sock: socket.socket, *, is_passed: bool = False) -> None:
         try:
             head = await asyncio.wait_for(self._head(sock), HEAD_S)
             if head is None:
                 sock.close()
             elif _is_ours(head):
+                fellows = self.service.fellows
+                if fellows is not None and not is_passed:
+                    engine = self.service.engine
+                    to = fellows.lighter(engine.num_streams, is_full=engine.num_streams >= engine.capacity)
+                    if to is not None:
+                        fellows.pass_on(sock, to)
+                        return
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
                 await self._loop.connect_accepted_socket(self._websocket, sock)

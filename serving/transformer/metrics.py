@@ -29,6 +29,8 @@ BATCH_SIZE = Histogram("voiceflow_batch_size", "Streams in one step.", buckets=(
 TICK_SECONDS = Histogram("voiceflow_tick_seconds", "Time of a step with all that goes with it.", buckets=_SECONDS)
 AUDIO_SECONDS = Counter("voiceflow_audio_seconds_total", "Audio received on streams, in seconds.")
 STREAMS = Gauge("voiceflow_active_streams", "Streams that are held.", multiprocess_mode="livesum")
+CAPACITY = Gauge("voiceflow_capacity_streams", "Streams that can be held.", multiprocess_mode="livesum")
+HEADROOM = Gauge("voiceflow_headroom_streams", "Streams that can be taken in.", multiprocess_mode="livesum")
 LOAD = Gauge("voiceflow_load_ratio", "Share of the time in which steps are worked on.", multiprocess_mode="livemax")
 REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.", ["code"])
 RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")

@@ -27,7 +27,7 @@ def supervise(arguments: argparse.Namespace) -> int:
     """
     folder = Path(tempfile.mkdtemp(prefix="voiceflow-"))
     (folder / "metrics").mkdir()
-    (folder / "counts").write_bytes(bytes(8 * arguments.workers))
+    (folder / "counts").write_bytes(bytes(16 * arguments.workers))
     if os.environ.get("VOICEFLOW_STORE") and not os.environ.get("VOICEFLOW_TOKEN_KEY"):
         from serving.api.store import store_from_environment
 

@@ -68,13 +68,13 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
 
         kserve = KServe(arguments, model, HttpApi(service).routes())
         await kserve.start()
-        if fellows is not None:
-            fellows.take_over(kserve.take)
         pass_on = kserve.take
     else:
         assert fellows is not None
         pass_on = fellows.pass_on
     front = Front(service, pass_on)
+    if fellows is not None:
+        fellows.take_over(front.take)
     front.start(listen(arguments.http_port, share=fellows is not None))
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
