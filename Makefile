@@ -75,7 +75,7 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup espeak ## What must hold, measured: make acceptance PART=model (thread, model; SLOW=--slow for all of it)
+acceptance: setup espeak ## What must hold, measured: make acceptance PART=model (thread, model, streams; SLOW=--slow for what takes longest)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW)

@@ -19,17 +19,18 @@ def main() -> None:
     """Run a part, print its table, write docs/results/<part>.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--slow", action="store_true", help="also the items that take a quarter of an hour and more")
+    parser.add_argument("--slow", action="store_true", help="the items that take a quarter of an hour and more")
     arguments = parser.parse_args()
     part = importlib.import_module(f"benchmarks.acceptance_{arguments.part}")
     path = RESULTS / f"{arguments.part}.json"
     # Items that are not run keep the figures of the last time.
-    kept = json.loads(path.read_text(encoding="utf-8"))["items"] if path.is_file() and not arguments.slow else {}
+    kept = json.loads(path.read_text(encoding="utf-8"))["items"] if path.is_file() else {}
     rows: dict[str, Row] = {}
     for name, row in part.items(slow=arguments.slow):
         rows[name] = {"commit": git_commit(), **row}
         print_row(name, row)
-    kept = {name: row for name, row in kept.items() if name not in rows and name in getattr(part, "SLOW", ())}
+    is_slow = {name: name in getattr(part, "SLOW", ()) for name in kept}
+    kept = {name: row for name, row in kept.items() if name not in rows and is_slow[name] is not arguments.slow}
     RESULTS.mkdir(parents=True, exist_ok=True)
     report = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "items": rows | kept}
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,35 +1,38 @@
 """`python -m benchmarks.streams`: a server of its own, driven by paced clients of growing number."""
 
+import argparse
 import json
 import subprocess
 import sys
-import time
+from typing import Any
 
-import httpx
+from benchmarks.server import Server
 
-PORT, GRPC_PORT = 18080, 18081
-NUM_STREAMS = (1, 20, 50, 100)
+NUM_STREAMS = (1, 50, 200, 500, 1000)
+
+
+def load(server: Server, streams: int, *, seconds: float, protocol: str = "native") -> dict[str, Any]:
+    """What `voiceflow bench streams` says of so many streams; those that were refused are among its figures."""
+    bench = [sys.executable, "-m", "voiceflow.cli", "bench", "streams", "--json", "--url", server.url]
+    bench += ["--streams", str(streams), "--seconds", f"{seconds:g}", "--protocol", protocol]
+    done = subprocess.run(bench, capture_output=True, text=True, check=False)
+    if not done.stdout.startswith("{"):
+        raise RuntimeError(f"bench streams: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def main() -> None:
-    """Print p50, p95 and p99 of emission_ms for each number of streams."""
-    command = [sys.executable, "-m", "serving.transformer", "--model_name", "voiceflow-diarizer"]
-    command += ["--http_port", str(PORT), "--grpc_port", str(GRPC_PORT), "--enable_latency_logging", "false"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(300):
-                try:
-                    httpx.get(f"http://127.0.0.1:{PORT}/health").raise_for_status()
-                    break
-                except httpx.HTTPError:
-                    time.sleep(0.2)
-            for streams in NUM_STREAMS:
-                bench = [sys.executable, "-m", "voiceflow.cli", "bench", "streams", "--json"]
-                bench += ["--url", f"ws://127.0.0.1:{PORT}/v1/stream", "--streams", str(streams), "--seconds", "20"]
-                result = json.loads(subprocess.run(bench, capture_output=True, text=True, check=True).stdout)
-                print(json.dumps(result), flush=True)
-        finally:
-            server.terminate()
+    """Print the figures of each number of streams."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--streams", type=int, nargs="+", default=NUM_STREAMS)
+    arguments = parser.parse_args()
+    for streams in arguments.streams:
+        # One server each: what a step of many streams took stays in memory.
+        with Server("--workers", str(arguments.workers)) as server:
+            print(json.dumps(load(server, streams, seconds=arguments.seconds)), flush=True)
 
 
 if __name__ == "__main__":

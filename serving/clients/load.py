@@ -125,7 +125,7 @@ class LoadStream(WSListener):
 
     def send_next(self) -> None:
         """Send the packet that is due."""
-        if self.transport is None or self.is_closed:
+        if self.transport is None or self.is_closed or not self.is_ready:
             return
         pcm = self.load.pcm_of(self.number, self.sent)
         packet = self.load.protocol.packet(pcm, self.sent)
@@ -241,14 +241,17 @@ class Load:
         """What came back, in figures."""
         emission_ms = np.array([value for stream in self.streams for value in stream.emission_ms])
         expected = self.num_expected
-        lost = sum(max(0, expected - len(stream.emission_ms)) for stream in self.streams)
-        failures = [stream.failure for stream in self.streams if stream.failure]
+        held = [stream for stream in self.streams if stream.is_ready]
+        lost = sum(max(0, expected - len(stream.emission_ms)) for stream in held)
+        failures = [stream.failure for stream in held if stream.failure]
+        refused = [stream.failure or "no answer" for stream in self.streams if not stream.is_ready]
         row: dict[str, Any] = {
             "answers": len(emission_ms),
             "lost": lost,
             "late": int((emission_ms > LATE_MS).sum()),
             "failed_streams": len(failures),
-            "first_failure": failures[0] if failures else None,
+            "refused_streams": len(refused),
+            "first_failure": next(iter([*failures, *refused]), None),
             "segments": sum(len(stream.segments) for stream in self.streams),
         }
         if len(emission_ms):

@@ -241,8 +241,8 @@ def bench_streams(
     watch = Watch(parts.port or 80)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(load.run())
-    machine = watch.result(streams * seconds)
     row = load.result()
+    machine = watch.result((streams - row["refused_streams"]) * seconds)
     if not row["answers"]:
         raise PlatformError(f"no answers from {url}: {row['first_failure'] or 'the server was silent'}")
     result = {"streams": streams, "seconds": seconds, "protocol": protocol, **row, **machine}
@@ -261,8 +261,9 @@ def bench_streams(
                 f"stream-second, {machine['server_pss_mb']} MB; clients {machine['client_cores']} cores, "
                 f"idle {machine['cores_idle']}, stolen {machine['cores_stolen']}"
             )
-    if row["failed_streams"]:
-        error(PlatformError(f"{row['failed_streams']} streams failed: {row['first_failure']}"))
+    if row["failed_streams"] or row["refused_streams"]:
+        told = f"{row['failed_streams']} streams failed, {row['refused_streams']} were refused"
+        error(PlatformError(f"{told}: {row['first_failure']}"))
         raise typer.Exit(1)
 
 
