@@ -224,6 +224,7 @@ class Service:
         self._alone.pop(conversation.id, None)
         conversation.listener = listener
         conversation.stream.is_counted = True
+        self._checkpoint(conversation)  # so that it can be resumed from its first moment on
 
     def keep(self, conversation: Conversation) -> None:
         """Keep a conversation that nobody listens to until its client comes back, or for `resume_s`.

@@ -18,6 +18,8 @@ from voiceflow.errors import PlatformError
 from voiceflow.timebase import SAMPLE_RATE_HZ, last_sample_needed_s
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+LOST = ("no_resume", "other_model", "bad_snapshot")
+"""Errors that say that the stream is gone: another one begins where its last answer was."""
 LASTING_CODES = (4400, 4401, 4408, 4413)
 """Close codes after which trying again would end the same way."""
 SAMPLE_BYTES = 2
@@ -26,9 +28,11 @@ SAMPLE_BYTES = 2
 class _CutOff(Exception):
     """The connection ended before the stream did."""
 
-    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, reason: str, *, retry_after_s: float | None = None, is_lost: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.is_lost = is_lost
+        """Whether the stream cannot be resumed."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class StreamClient:
     closed: dict[str, Any] = field(default_factory=dict, init=False)
     reconnects: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
+    _answered_s: float = field(default=0.0, init=False)
+    """Of the present stream."""
 
     async def run(self, audio: np.ndarray | AsyncIterable[np.ndarray]) -> AsyncIterator[dict[str, Any]]:
         """Send mono float32 audio at 16 kHz, a recording or pieces as they are heard; yields `segment` and
@@ -86,14 +92,18 @@ class StreamClient:
                         elif message["type"] == "go_away":
                             token = message["resume_token"]
                             if token is None:
-                                offset_s += message["audio_s"]
-                                last_seq = 0
+                                offset_s, last_seq = offset_s + message["audio_s"], 0
+                                self._answered_s = 0.0
                                 self.restarts += 1
                         else:
                             last_seq = max(last_seq, message["seq"])
                             yield _shifted(message, offset_s, self.restarts)
                     return
                 except _CutOff as err:
+                    if err.is_lost:
+                        token, offset_s, last_seq = None, offset_s + self._answered_s, 0
+                        self._answered_s = 0.0
+                        self.restarts += 1
                     now_s = time.monotonic()
                     cut_at = now_s if cut_at is None else cut_at
                     if now_s - cut_at > self.patience_s or not self.patience_s:
@@ -118,12 +128,13 @@ class StreamClient:
                     message = json.loads(text)
                     kind = message["type"]
                     if kind == "error":
-                        self._refused(message)
+                        self._refused(message, is_resumed=token is not None)
                     elif kind == "started":
                         self.started = self.started or message
                         sender = asyncio.create_task(self._send(socket, tape, offset_s, message["audio_s"]))
                         yield message
                     elif kind == "ack":
+                        self._answered_s = message["audio_s"]
                         self._acknowledged(tape, message["audio_s"], offset_s)
                     elif kind == "closed":
                         self.closed = {**message, "audio_s": message["audio_s"] + offset_s}
@@ -156,7 +167,9 @@ class StreamClient:
             "ack": True,
         }
 
-    def _refused(self, message: dict[str, Any]) -> None:
+    def _refused(self, message: dict[str, Any], *, is_resumed: bool) -> None:
+        if is_resumed and message["code"] in LOST:
+            raise _CutOff(message["message"], is_lost=True)
         if message.get("retry_after_s") is not None:
             raise _CutOff(message["message"], retry_after_s=message["retry_after_s"] * random.uniform(1.0, 1.5))
         raise PlatformError(f"the server refused the stream ({message['code']}): {message['message']}")

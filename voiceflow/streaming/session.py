@@ -8,7 +8,7 @@ for event in session.events_to_send(): ...
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +20,7 @@ from voiceflow.errors import StreamError
 from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
 from voiceflow.runtime import initial_state
 from voiceflow.streaming import slots
-from voiceflow.streaming.speakers import Event, TurnTracker
+from voiceflow.streaming.speakers import Event, Segment, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, lookahead_steps, samples_to_seconds
 from voiceflow.turns import Turn
 
@@ -269,9 +269,15 @@ class Session:
     # results out
 
     def events_to_send(self) -> list[Event]:
-        """What changed since the last call."""
+        """What changed since the last call; no turn is longer than the audio."""
         events, self._events = self._events, []
-        return events
+        return [self._clipped(event) for event in events] if self._closing else events
+
+    def _clipped(self, event: Event) -> Event:
+        end_s = self.received_s
+        if isinstance(event, Segment) and event.turn.end_s > end_s:
+            return replace(event, turn=replace(event.turn, end_s=end_s))
+        return event
 
     @property
     def turns(self) -> list[Turn]:
