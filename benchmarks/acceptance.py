@@ -12,7 +12,7 @@ from benchmarks.items import Row
 from voiceflow.adapters.data_versions import git_commit
 
 RESULTS = Path("docs/results")
-PARTS = ("thread", "model")
+PARTS = ("thread", "model", "streams")
 
 
 def main() -> None:

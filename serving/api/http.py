@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
 import orjson
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from serving.api import live
@@ -25,6 +26,7 @@ from voiceflow.turns import to_json
 logger = logging.getLogger("voiceflow.http")
 MAX_INFER_BYTES = 100 * 1024 * 1024
 MAX_INFER_S = 1800.0
+CONSOLE = Path(__file__).parent.parent / "console" / "index.html"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -45,6 +47,7 @@ class HttpApi:
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
+            Route("/console", self.console),
             Route("/v1/model", self.model),
             Route("/v1/live", _guarded(self.live), methods=["POST"]),
         ]
@@ -65,6 +68,10 @@ class HttpApi:
             "draining": service.is_draining,
         }
         return JSONResponse(body, status_code=200 if is_ready else 503)
+
+    async def console(self, request: Request) -> Response:
+        """A page that streams a file or the microphone and shows the turns."""
+        return FileResponse(CONSOLE, media_type="text/html")
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus: KServe's metrics and ours."""
