@@ -26,6 +26,8 @@ from voiceflow.turns import to_json
 logger = logging.getLogger("voiceflow.http")
 MAX_INFER_BYTES = 100 * 1024 * 1024
 MAX_INFER_S = 1800.0
+SMALL_BYTES = 128 * 1024
+"""Of files that are decoded at once: a thread costs more."""
 CONSOLE = Path(__file__).parent.parent / "console" / "index.html"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -151,7 +153,10 @@ async def _infer_audio(request: Request) -> np.ndarray:
             raise too_large
     body = b"".join(parts)
     if "json" not in request.headers.get("content-type", ""):
-        samples_N = await asyncio.to_thread(load_audio, body, name="body")
+        if len(body) <= SMALL_BYTES:
+            samples_N = load_audio(body, name="body")
+        else:
+            samples_N = await asyncio.to_thread(load_audio, body, name="body")
     else:
         try:
             value = orjson.loads(body)

@@ -25,6 +25,7 @@ PACKETS_COST = 300e-6
 """Of the packets and answers of one stream, ten a second each (`make bench`)."""
 ENOUGH_STREAMS = 32
 """So many streams say what one takes."""
+READ_EVERY_S = 0.05
 LOAD_OVER_S = 1.0
 """The load is a running mean over about so long."""
 
@@ -218,8 +219,8 @@ class Engine:
 
 
 class _Clock:
-    """What share of the time is spent, from step to step: by the CPU time that this process took, and by the wall
-    where it takes longer than it should, because others have the CPU or because of all it does between steps."""
+    """What share of the time is spent: by the CPU time that this process took, and by the wall where steps and what
+    lies between them take longer than they should, because others have the CPU or because there is too much."""
 
     def __init__(self) -> None:
         self.waited()
@@ -227,14 +228,19 @@ class _Clock:
     def waited(self) -> None:
         """There was nothing to do until now."""
         self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+        self._busy_s = self._meant_s = 0.0
 
     def load(self, before: float, busy_s: float, pause_s: float) -> float:
         """The running mean, after a step of `busy_s` and a pause that was to take `pause_s`."""
-        wall_s, cpu_s = time.monotonic(), time.process_time()
-        passed_s = max(1e-6, wall_s - self._wall_s)
-        late_s = max(0.0, passed_s - busy_s - pause_s)
-        spent = min(1.0, max(cpu_s - self._cpu_s, busy_s + late_s) / passed_s)
-        self._wall_s, self._cpu_s = wall_s, cpu_s
+        self._busy_s += busy_s
+        self._meant_s += busy_s + pause_s
+        wall_s = time.monotonic()
+        passed_s = wall_s - self._wall_s
+        if passed_s < READ_EVERY_S:
+            return before
+        late_s = max(0.0, passed_s - self._meant_s)
+        spent = min(1.0, max(time.process_time() - self._cpu_s, self._busy_s + late_s) / passed_s)
+        self.waited()
         return before + min(1.0, passed_s / LOAD_OVER_S) * (spent - before)
 
 

@@ -155,6 +155,19 @@ class Lane(Session):
             self._begin_flush()
         return self._flush is not None
 
+    def flushed(self, state_N: FloatArray) -> int:
+        """Take the state after one more step of the look past the end; the step that its scores answer."""
+        assert self._flush is not None
+        # A view of its own: the batch it is a row of need not live on for it.
+        self._flush.state_N = state_N.copy()
+        self._flush.remaining -= 1
+        return self._scored - self._flush.remaining - 1
+
+    def end_flush_if_over(self) -> None:
+        """End the look past the end after its last step."""
+        if self._flush is not None and self._flush.remaining == 0:
+            self._end_flush()
+
     @property
     def flush_state(self) -> FloatArray:
         """State of the look past the end."""
@@ -400,18 +413,22 @@ class Lanes:
         """Take the scores of the batch last gathered; returns its lanes."""
         assert self._asked is not None
         flushing, rows_B = self._asked
-        for lane, activity_S, state_N in zip(flushing, activity_BS, state_BN, strict=False):
-            lane.receive_scores(activity_S, state_N)
-        activity_BS, state_BN = activity_BS[len(flushing) :], state_BN[len(flushing) :]
-        self.state_CN[rows_B] = state_BN
-        answered_B = self.scored_C[rows_B] - self.lookahead_C[rows_B]
+        self.state_CN[rows_B] = state_BN[len(flushing) :]
+        answered_B = np.array(
+            [lane.flushed(state_N) for lane, state_N in zip(flushing, state_BN, strict=False)]
+            + (self.scored_C[rows_B] - self.lookahead_C[rows_B]).tolist(),
+            np.int64,
+        )
         self.scored_C[rows_B] += 1
+        all_B = np.concatenate([np.array([lane.row for lane in flushing], np.int64), rows_B])
         # The first answers tell of steps before the stream began; after a flush, of steps decided already.
-        new_B = answered_B >= self.table.num_steps_C[rows_B]
-        told_B = rows_B[new_B]
+        new_B = answered_B >= self.table.num_steps_C[all_B]
+        told_B = all_B[new_B]
         for index, slot, ended in self.table.push(told_B, activity_BS[new_B]):
             if (row := int(told_B[index])) in self._lanes:
                 self._lanes[row].tell(slot, ended=ended)
+        for lane in flushing:
+            lane.end_flush_if_over()
         self._repair(rows_B[self.scored_C[rows_B] % REPAIR_STEPS == 0])
         return self._done()
 
