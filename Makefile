@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about 2 minutes with a warm network, 2.5 GB)"
 	@$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools==80.9.0" wheel
 	@$(BIN)/pip install --quiet -c constraints.txt "torch==2.13.0"
-	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet -c constraints.txt -e ".[train,pipelines,validation,serve,dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet -c constraints.txt -e ".[train,pipelines,validation,serve,otel,dev]"
 	@touch $(STAMP)
 
 setup: $(STAMP) ## Install everything into .venv

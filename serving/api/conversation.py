@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgpack
 import orjson
 
+from serving.tracing import Span
 from serving.transformer.engine import Engine, Stream
 from voiceflow.audio import SAMPLE_BYTES, FloatArray
 from voiceflow.errors import StreamError
@@ -101,6 +102,7 @@ class Conversation:
     """The last message of all, once everything is decided."""
     is_closing: bool = False
     listener: Listener | None = None
+    span: Span | None = None
     flips: int = 0
     """Turns whose speaker turned out to be another one."""
 

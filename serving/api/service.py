@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import logging
 import os
+import resource
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from serving.api.access import WINDOW_S, Access, Rates
@@ -15,6 +17,7 @@ from serving.api.connection import Connection
 from serving.api.conversation import Conversation, Listener, Tokens, new_id
 from serving.api.store import Store
 from serving.errors import DRAINED
+from serving.tracing import Tracer
 from serving.transformer import metrics
 from serving.transformer.engine import Engine, Stream
 from serving.transformer.fellows import Fellows
@@ -34,6 +37,12 @@ Fetch = Callable[[str], Awaitable[bytes | None]]
 async def nowhere(session_id: str) -> bytes | None:
     """No other process has the stream."""
     return None
+
+
+def usage() -> tuple[float, int]:
+    """CPU seconds and resident bytes of this process."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return time.process_time(), resident
 
 
 def token_key() -> bytes:
@@ -57,6 +66,7 @@ class Service:
     variant: str = "champion"
     tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
     fetch: Fetch = nowhere
+    tracer: Tracer = field(default_factory=Tracer)
     access: Access = field(default_factory=Access)
     store: Store | None = None
     """Where streams are saved every `checkpoint_s`, for other servers to go on with."""
@@ -78,6 +88,7 @@ class Service:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _num_samples: int = 0
     """Heard since the last sweep."""
+    _cpu_s: float = 0.0
     _sweeper: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -220,9 +231,11 @@ class Service:
 
     def join(self, conversation: Conversation, listener: Listener) -> None:
         """Somebody listens to a conversation."""
+        is_back = conversation.id in self.conversations
         self.conversations[conversation.id] = conversation
         self._alone.pop(conversation.id, None)
         conversation.listener = listener
+        self._note("resumed" if is_back else "opened", conversation)
         conversation.stream.is_counted = True
         self._checkpoint(conversation)  # so that it can be resumed from its first moment on
 
@@ -242,12 +255,34 @@ class Service:
     def forget(self, conversation: Conversation, *, drop: bool = True) -> None:
         """A conversation is over, or goes on elsewhere: then it is not to be dropped from the store."""
         if self.conversations.get(conversation.id) is conversation:
+            self._note("ended" if drop else "moved", conversation)
+            if conversation.span is not None:
+                conversation.span.end()
             del self.conversations[conversation.id]
             self._alone.pop(conversation.id, None)
             metrics.FLIPS.inc(conversation.flips)
             self.engine.leave(conversation.stream)
             if self.store is not None and drop:
                 self._do(self.store.drop(conversation.id))
+
+    def _note(self, event: str, conversation: Conversation) -> None:
+        """Log what became of a stream, and tell its span."""
+        session = conversation.stream.session
+        figures = {
+            "audio_s": session.received_s,
+            "latency_s": session.settings.latency_s,
+            "speakers": session.num_speakers,
+            "messages": conversation.seq,
+            "flips": conversation.flips,
+        }
+        logger.info("stream %s", event, extra={"stream": conversation.id, "owner": conversation.owner, **figures})
+        if conversation.span is None and event in ("opened", "resumed"):
+            conversation.span = self.tracer.begin(
+                "stream", {"stream": conversation.id, **{f"model.{name}": value for name, value in self.model.items()}}
+            )
+        if conversation.span is not None:
+            conversation.span.add_event(event)
+            conversation.span.set_attributes(figures)
 
     async def give_away(self, session_id: str) -> bytes | None:
         """A conversation of this process for another one that has its client now; None if there is none."""
@@ -312,6 +347,10 @@ class Service:
             self._num_samples = 0
             if self.fellows is not None:
                 self.fellows.tell(self.engine.num_streams, self.engine.capacity)
+            cpu_s, memory = usage()
+            metrics.CPU_SECONDS.inc(cpu_s - self._cpu_s)
+            self._cpu_s = cpu_s
+            metrics.MEMORY.set(memory)
             metrics.STREAMS.set(self.engine.num_streams)
             metrics.CAPACITY.set(self.engine.capacity)
             metrics.HEADROOM.set(max(0, self.engine.capacity - self.engine.num_streams))

@@ -1,9 +1,10 @@
 """`python -m serving.transformer`: streams and KServe's endpoints on one port, with a model here or on a predictor."""
 
 import argparse
-import logging
+import os
 import sys
 
+from serving import logs
 from voiceflow.errors import VoiceflowError
 
 
@@ -20,6 +21,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--predictor_protocol", default="grpc-v2", choices=["grpc-v2"])
     parser.add_argument("--speed_limit", type=float, default=None, help="audio seconds a second of one stream; 0: none")
+    parser.add_argument(
+        "--log_format", default=os.environ.get("VOICEFLOW_LOG_FORMAT", "json"), choices=["json", "text"]
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
     parser.add_argument("--worker_index", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--worker_dir", default=None, help=argparse.SUPPRESS)
@@ -34,8 +38,7 @@ def main() -> None:
         from serving.transformer.supervisor import supervise
 
         raise SystemExit(supervise(arguments))
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("voiceflow").setLevel(logging.INFO)
+    logs.configure(arguments.log_format)
     from serving.transformer.worker import run
 
     try:

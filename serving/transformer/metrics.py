@@ -27,31 +27,39 @@ _EMISSION = Histogram(
 )
 BATCH_SIZE = Histogram("voiceflow_batch_size", "Streams in one step.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 TICK_SECONDS = Histogram("voiceflow_tick_seconds", "Time of a step with all that goes with it.", buckets=_SECONDS)
-AUDIO_SECONDS = Counter("voiceflow_audio_seconds_total", "Audio received on streams, in seconds.")
-STREAMS = Gauge("voiceflow_active_streams", "Streams that are held.", multiprocess_mode="livesum")
+_AUDIO_SECONDS = Counter("voiceflow_audio_seconds_total", "Audio received on streams, in seconds.", _MODEL)
+_STREAMS = Gauge("voiceflow_active_streams", "Streams that are held.", _MODEL, multiprocess_mode="livesum")
 CAPACITY = Gauge("voiceflow_capacity_streams", "Streams that can be held.", multiprocess_mode="livesum")
 HEADROOM = Gauge("voiceflow_headroom_streams", "Streams that can be taken in.", multiprocess_mode="livesum")
 LOAD = Gauge("voiceflow_load_ratio", "Share of the time in which steps are worked on.", multiprocess_mode="livemax")
 REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.", ["code"])
 RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
+CPU_SECONDS = Counter("voiceflow_cpu_seconds_total", "CPU time of the server's processes.")
+MEMORY = Gauge("voiceflow_memory_bytes", "Resident memory of the server's processes.", multiprocess_mode="livesum")
 CHECKPOINTS = Counter("voiceflow_checkpoints_total", "Streams saved to the store.")
-FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.")
+_FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.", _MODEL)
 
 INFERENCE_LATENCY: Histogram
 INFERENCE_REQUESTS: Counter
 INFERENCE_ERRORS: Counter
 CONNECTIONS: Gauge
 EMISSION: Histogram
+AUDIO_SECONDS: Counter
+STREAMS: Gauge
+FLIPS: Counter
 
 
 def set_model(version: str, variant: str) -> None:
     """Label the metrics with the model that is served."""
-    global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS, EMISSION
+    global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS, EMISSION, STREAMS, FLIPS, AUDIO_SECONDS
     INFERENCE_LATENCY = _INFERENCE_LATENCY.labels(version, variant)
     INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels(version, variant)
     INFERENCE_ERRORS = _INFERENCE_ERRORS.labels(version, variant)
     CONNECTIONS = _CONNECTIONS.labels(version, variant)
     EMISSION = _EMISSION.labels(version, variant)
+    AUDIO_SECONDS = _AUDIO_SECONDS.labels(version, variant)
+    STREAMS = _STREAMS.labels(version, variant)
+    FLIPS = _FLIPS.labels(version, variant)
 
 
 def exposition() -> tuple[bytes, str]:

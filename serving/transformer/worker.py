@@ -11,6 +11,7 @@ from serving.api.access import Access
 from serving.api.conversation import Tokens
 from serving.api.service import Service, token_key
 from serving.api.store import store_from_environment
+from serving.tracing import Tracer
 from serving.transformer.engine import Engine
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
@@ -54,7 +55,12 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
     if store is not None:
         await store.check()
     service = Service(
-        engine, variant=arguments.variant, tokens=Tokens(key), store=store, access=Access.from_environment()
+        engine,
+        variant=arguments.variant,
+        tokens=Tokens(key),
+        tracer=Tracer(**{"service.version": engine.metadata.version}),
+        access=Access.from_environment(),
+        store=store,
     )
     fellows = None
     if arguments.worker_dir is not None:
@@ -85,6 +91,7 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
     front.stop()
     if kserve is not None:
         await kserve.stop()
+    service.tracer.shut_down()
 
 
 async def _join(service: Service, fellows: Fellows, index: int) -> None:

@@ -1,0 +1,124 @@
+"""What is seen of a server under load: dashboards against a real Prometheus, logs, spans."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from serving.clients.stream import StreamClient
+from tests.conftest import REPO, free_port
+from tests.e2e.test_streams import url
+
+pytestmark = pytest.mark.e2e
+DASHBOARDS = sorted((REPO / "manifests" / "components" / "monitoring" / "dashboards").glob("*.json"))
+
+
+def panels():
+    for path in DASHBOARDS:
+        board = json.loads(path.read_text())
+        for panel in board["panels"]:
+            for target in panel["targets"]:
+                yield board["title"], panel["title"], target["expr"]
+
+
+@pytest.fixture
+def prometheus(tmp_path, start_server):
+    """A Prometheus that scrapes a server of two workers; its address and the server's port."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("Prometheus is missing: apt-get install prometheus")
+    server, _ = start_server("serving.transformer", "--workers", "2")
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\n"
+        f"scrape_configs: [{{job_name: voiceflow, static_configs: [{{targets: ['127.0.0.1:{server}']}}]}}]\n"
+    )
+    port = free_port()
+    command = [binary, f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    process = subprocess.Popen(
+        [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    yield f"http://127.0.0.1:{port}", server
+    process.terminate()
+    process.wait()
+
+
+async def drive(port, talk, *, streams, speed=1.0):
+    async def one():
+        client = StreamClient(url(port), speed=speed)
+        return [message async for message in client.run(talk)], client
+
+    return await asyncio.gather(*(one() for _ in range(streams)))
+
+
+def test_every_query_of_every_dashboard_has_data_under_load(prometheus, talk):
+    address, server = prometheus
+    asyncio.run(drive(server, talk, streams=8))
+    empty = []
+    for board, panel, expr in panels():
+        reply = httpx.get(f"{address}/api/v1/query", params={"query": expr}).json()
+        assert reply["status"] == "success", (board, panel, reply)
+        if not reply["data"]["result"]:
+            empty.append((board, panel, expr))
+    assert len(DASHBOARDS) == 3
+    # Nothing failed and nothing was refused: a counter by code has no series before its first count.
+    assert [expr for _, _, expr in empty if "refusals" not in expr] == []
+
+
+def test_every_metric_of_the_dashboards_is_one_that_is_exported(server):
+    text = httpx.get(f"http://127.0.0.1:{server}/metrics", follow_redirects=True).text
+    known = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    for _, _, expr in panels():
+        for name in re.findall(r"\b(?:voiceflow|inference|websocket)_\w+", expr):
+            base = re.sub(r"_(bucket|sum|count)$", "", name)
+            assert {base, name, re.sub(r"_total$", "", name)} & known, name
+
+
+def test_logs_are_json_and_name_the_stream(start_server, talk):
+    port, _ = start_server("serving.transformer")
+    [(_, client)] = asyncio.run(drive(port, talk, streams=1, speed=0.0))
+    time.sleep(0.5)
+    rows = [json.loads(line) for line in Path(start_server.logs[-1]).read_text().splitlines() if line[:1] == "{"]
+    mine = [row for row in rows if row.get("stream") == client.started["session_id"]]
+    assert [row["message"] for row in mine] == ["stream opened", "stream ended"]
+    assert mine[1]["audio_s"] == pytest.approx(len(talk) / 16_000)
+
+
+def test_spans_go_to_the_exporter_that_is_set(start_server, talk):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    collector = HTTPServer(("127.0.0.1", 0), Collector)
+    Thread(target=collector.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{collector.server_port}"
+    port, _ = start_server("serving.transformer", env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": address})
+    [(_, client)] = asyncio.run(drive(port, talk, streams=1, speed=0.0))
+    deadline_s = time.monotonic() + 20.0
+    while not received and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    collector.shutdown()
+    [batch] = ExportTraceServiceRequest.FromString(received[0]).resource_spans
+    [span] = batch.scope_spans[0].spans
+    attributes = {row.key: row.value.string_value for row in span.attributes}
+    assert attributes["stream"] == client.started["session_id"]
+    assert [event.name for event in span.events] == ["opened", "ended"]
