@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup fmt lint types check e2e bench train acceptance curve compile manifests espeak
+.PHONY: help run test setup fmt lint types check e2e bench train acceptance curve compile manifests espeak tools
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,6 +32,14 @@ espeak: ## Install espeak-ng where it is missing and can be
 	@command -v espeak-ng >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq espeak-ng >/dev/null; } \
 	 || echo "espeak-ng is missing: without a corpus no voices can be made (apt-get install espeak-ng)"
 
+tools: espeak ## Install what tests talk to, where it is missing and can be: Redis, Prometheus, Chromium
+	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	 command -v prometheus >/dev/null || missing="$$missing prometheus"; \
+	 command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	 [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && echo "installing$$missing" && apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; } \
+	 || echo "missing:$$missing; their tests are skipped (apt-get install$$missing)"
+
 run: setup espeak ## The pipeline from data to promotion, then a live stream (set PORT if 8080 is taken)
 	@$(BIN)/voiceflow run --profile $(PROFILE); status=$$?; \
 	 if [ $$status -ne 0 ] && [ ! -f .voiceflow/last-run.json ]; then exit $$status; fi; \
@@ -43,7 +51,7 @@ run: setup espeak ## The pipeline from data to promotion, then a live stream (se
 	@echo "       $(BIN)/voiceflow stream FILE           send it a recording as if it were spoken now"
 	@echo "       $(BIN)/voiceflow history               versions of the model"
 
-test: setup espeak ## All tests, lint, types and import contracts
+test: setup tools ## All tests, lint, types and import contracts
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest
 
@@ -60,7 +68,7 @@ types: setup ## mypy --strict on the library
 
 check: lint types ## Lint, types, import contracts
 
-e2e: setup espeak ## Only the tests that start real servers
+e2e: setup tools ## Only the tests that start real servers
 	$(BIN)/python -m pytest -m e2e
 
 bench: setup ## Time the model and a server on this machine
@@ -75,7 +83,7 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup espeak ## What must hold, measured: make acceptance PART=model (thread, model, streams; SLOW=--slow for what takes longest)
+acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams; SLOW=--slow for what takes longest)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW)

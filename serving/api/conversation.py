@@ -19,7 +19,7 @@ from voiceflow.streaming.messages import event_message
 from voiceflow.timebase import samples_to_seconds
 
 ID_BYTES = 12
-RECENT_MESSAGES = 256
+RECENT_MESSAGES = 128
 """Segments and revisions that can be told again to a client that comes back."""
 SAVED_TURNS_S = 600.0
 """How far back turns go along when a stream moves to another process."""
@@ -176,7 +176,13 @@ class Conversation:
                 self.listener.all_said()
 
     def tell_again(self, *, after_seq: int) -> None:
-        """Say what was said after a message once more, to the listener there is now."""
+        """Say what was said after a message once more, to the listener there is now.
+
+        Where that was too long ago for the messages to be kept, all turns that ended are told as they are now.
+        """
+        if self.recent and self.recent[0][0] > after_seq + 1 and self.listener is not None:
+            for segment in self.stream.session.ended:
+                self.listener.say(orjson.dumps(event_message(segment, self.recent[0][0] - 1)))
         for seq, message in list(self.recent):
             if seq > after_seq and self.listener is not None:
                 self.listener.say(message)

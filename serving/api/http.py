@@ -61,7 +61,7 @@ class HttpApi:
     async def ready(self, request: Request) -> Response:
         """Whether a new stream would be taken."""
         service = self.service
-        free = max(0, service.config.max_streams - service.num_streams)
+        free = max(0, service.capacity - service.num_streams)
         is_ready = not (service.is_draining or service.is_full)
         body = {
             "ready": is_ready,

@@ -31,10 +31,10 @@ RETRY_AFTER_S = 5.0
 TICKET_S = 300.0
 DRAIN_S = 20.0
 """So long clients have to take their last answers when the server goes."""
-Fetch = Callable[[str], Awaitable[bytes | None]]
+Fetch = Callable[[str, str], Awaitable[bytes | None]]
 
 
-async def nowhere(session_id: str) -> bytes | None:
+async def nowhere(session_id: str, owner: str) -> bytes | None:
     """No other process has the stream."""
     return None
 
@@ -59,7 +59,7 @@ class Service:
         engine: Holds the streams.
         variant: champion, challenger or shadow; told to clients.
         tokens: Makes and reads resume tokens.
-        fetch: Asks elsewhere for a stream that is not here: other workers, or a store.
+        fetch: Asks other workers for a stream by its id, for the holder of a key.
     """
 
     engine: Engine
@@ -204,17 +204,9 @@ class Service:
             StreamError: `bad_token`, or `no_resume` where the stream is not kept.
         """
         session_id = self.tokens.read("resume", token)
-        found = self.conversations.get(session_id)
-        if found is None:
-            saved = await self._fetch(session_id)
-            if saved is None:
-                raise StreamError(
-                    "no_resume",
-                    f"the stream is not kept any more (its client was gone for more than {self.config.resume_s:g} s, "
-                    "or it was closed); open another",
-                )
-            found = Conversation.restore(saved, self.engine)
-            self.keep(found)
+        if self.is_draining:
+            raise StreamError("draining", "this server is going; connect again", retry_after_s=1.0)
+        found = self.conversations.get(session_id) or await self._fetch(session_id, owner)
         if found.owner != owner:
             raise StreamError("not_authorised", "the stream was opened with another key")
         if found.listener is not None:
@@ -223,11 +215,31 @@ class Service:
         metrics.RESUMES.inc()
         return found
 
-    async def _fetch(self, session_id: str) -> bytes | None:
-        saved = await self.fetch(session_id)
-        if saved is None and self.store is not None:
-            saved = await self.store.take(session_id)
-        return saved
+    async def _fetch(self, session_id: str, owner: str) -> Conversation:
+        """The conversation from another worker or the store; it is here then, with nobody listening."""
+        saved = await self.fetch(session_id, owner)
+        is_stored = saved is None and self.store is not None
+        if is_stored:
+            assert self.store is not None
+            saved = await self.store.get(session_id)
+        if saved is None:
+            raise StreamError(
+                "no_resume",
+                f"the stream is not kept any more (its client was gone for more than {self.config.resume_s:g} s, "
+                "or it was closed); open another",
+            )
+        found = self.conversations.get(session_id)  # somebody else may have fetched it meanwhile
+        if found is None:
+            found = Conversation.restore(saved, self.engine)
+            if found.owner != owner:
+                self.engine.leave(found.stream)
+                raise StreamError("not_authorised", "the stream was opened with another key")
+            self.conversations[session_id] = found
+            if is_stored:
+                assert self.store is not None
+                await self.store.claim(session_id)
+            self.keep(found)
+        return found
 
     def join(self, conversation: Conversation, listener: Listener) -> None:
         """Somebody listens to a conversation."""
@@ -284,10 +296,10 @@ class Service:
             conversation.span.add_event(event)
             conversation.span.set_attributes(figures)
 
-    async def give_away(self, session_id: str) -> bytes | None:
-        """A conversation of this process for another one that has its client now; None if there is none."""
+    async def give_away(self, session_id: str, owner: str) -> bytes | None:
+        """A conversation of this process for another one that has its client now; None if there is none of theirs."""
         found = self.conversations.get(session_id)
-        if found is None:
+        if found is None or found.owner != owner:
             return None
         if found.listener is not None:
             found.listener.gone(StreamError("taken_over", "another client resumed this stream"))

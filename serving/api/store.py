@@ -77,16 +77,13 @@ class Store:
         keys = [_key("stream", session_id), _key("owner", session_id)]
         return bool(await self._asked(self._put(keys=keys, args=[self.owner, sealed, self._keep_s])))
 
-    async def take(self, session_id: str) -> bytes | None:
-        """A saved stream, which belongs to this server from now on; None if there is none.
+    async def get(self, session_id: str) -> bytes | None:
+        """A saved stream; None if there is none. It is another server's until it is claimed.
 
         Raises:
             PlatformError: Redis does not answer.
         """
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.set(_key("owner", session_id), self.owner, ex=self._keep_s, xx=True)
-        pipe.get(_key("stream", session_id))
-        _, sealed = await self._asked(pipe.execute())
+        sealed = await self._asked(self._redis.get(_key("stream", session_id)))
         if sealed is None:
             return None
         try:
@@ -95,6 +92,14 @@ class Store:
             logger.warning("a stream in the store was saved with another key, or changed")
             return None
         return opened
+
+    async def claim(self, session_id: str) -> None:
+        """The stream belongs to this server from now on.
+
+        Raises:
+            PlatformError: Redis does not answer.
+        """
+        await self._asked(self._redis.set(_key("owner", session_id), self.owner, ex=self._keep_s))
 
     async def drop(self, session_id: str) -> None:
         """Forget a stream that is over, unless it belongs to another server by now."""

@@ -18,6 +18,8 @@ from voiceflow.errors import PlatformError
 from voiceflow.timebase import SAMPLE_RATE_HZ, last_sample_needed_s
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+FIRST_PATIENCE_S = 1.0
+"""A server that was never there is not waited for."""
 LOST = ("no_resume", "other_model", "bad_snapshot")
 """Errors that say that the stream is gone: another one begins where its last answer was."""
 LASTING_CODES = (4400, 4401, 4408, 4413)
@@ -106,7 +108,9 @@ class StreamClient:
                         self.restarts += 1
                     now_s = time.monotonic()
                     cut_at = now_s if cut_at is None else cut_at
-                    if now_s - cut_at > self.patience_s or not self.patience_s:
+                    is_expected = self.started or err.retry_after_s is not None
+                    patience_s = self.patience_s if is_expected else min(FIRST_PATIENCE_S, self.patience_s)
+                    if now_s - cut_at >= patience_s:
                         raise PlatformError(f"{self.url}: {err}; is `voiceflow serve` running there?") from err
                     await asyncio.sleep(err.retry_after_s or random.uniform(0.5, 1.0) * pause_s)
                     pause_s = min(LONGEST_PAUSE_S, 2.0 * pause_s)

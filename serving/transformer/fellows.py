@@ -26,7 +26,7 @@ UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\n"
     b"content-length: 28\r\nconnection: close\r\n\r\nexpected soon; ask once more"
 )
-Answer = Callable[[Any], Awaitable[Any]]
+Answer = Callable[..., Awaitable[Any]]
 
 
 class Fellows:
@@ -79,18 +79,18 @@ class Fellows:
 
     # questions
 
-    async def ask_all(self, name: str, argument: Any) -> Any:
+    async def ask_all(self, name: str, *arguments: Any) -> Any:
         """Ask the others at once; the first answer that is not None."""
-        replies = await asyncio.gather(*(self.ask(other, name, argument) for other in self._others))
+        replies = await asyncio.gather(*(self.ask(other, name, *arguments) for other in self._others))
         return next((reply for reply in replies if reply is not None), None)
 
-    async def ask(self, other: int, name: str, argument: Any) -> Any:
+    async def ask(self, other: int, name: str, *arguments: Any) -> Any:
         """Ask one of the others; None if it is not there."""
         try:
             async with asyncio.timeout(ASK_S):
                 reader, writer = await asyncio.open_unix_connection(self._path(other))
                 try:
-                    await _write(writer, [name, argument])
+                    await _write(writer, [name, *arguments])
                     return await _read(reader)
                 finally:
                     writer.close()
@@ -99,8 +99,8 @@ class Fellows:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            name, argument = await _read(reader)
-            await _write(writer, await self._answers[name](argument))
+            name, *arguments = await _read(reader)
+            await _write(writer, await self._answers[name](*arguments))
         except Exception:
             logger.exception("a question of another worker was not answered")
         finally:

@@ -97,9 +97,9 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
 async def _join(service: Service, fellows: Fellows, index: int) -> None:
     """Let streams, tickets and counts be those of all workers together."""
 
-    async def fetch(session_id: str) -> bytes | None:
+    async def fetch(session_id: str, owner: str) -> bytes | None:
         for _ in range(FETCH_TRIES):
-            saved: bytes | None = await fellows.ask_all("take", session_id)
+            saved: bytes | None = await fellows.ask_all("take", session_id, owner)
             if saved is not None:
                 return saved
             await asyncio.sleep(FETCH_AGAIN_S)

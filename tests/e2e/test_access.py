@@ -88,9 +88,14 @@ def test_nobody_resumes_the_stream_of_another_key(locked):
             token_of_ada = json.loads(await mine.recv())["resume_token"]
             async with websockets.connect(url(locked), **bearer(BOB)) as other:
                 await other.send(json.dumps(START | {"resume_token": token_of_ada}))
-                return json.loads(await other.recv())
+                answer = json.loads(await other.recv())
+            await mine.send(json.dumps({"type": "close"}))
+            return answer, json.loads(await mine.recv())
 
-    assert asyncio.run(run())["code"] == "not_authorised"
+    for _ in range(4):  # on whatever workers they are
+        answer, undisturbed = asyncio.run(run())
+        assert answer["code"] in ("not_authorised", "no_resume")
+        assert undisturbed["type"] == "closed"
 
 
 def test_a_key_has_so_many_requests_a_minute_on_all_workers_together(start_server):

@@ -59,6 +59,22 @@ def test_known_voices_are_named_and_turns_are_drawn(tmp_path, talk, model):
     assert (tmp_path / "turns.png").stat().st_size > 5000
 
 
+def test_samples_on_standard_input_are_streamed_as_they_come(server, talk, model):
+    pcm = (np.clip(talk, -1, 1) * 32767).astype("<i2").tobytes()
+    command = [sys.executable, "-m", "voiceflow.cli", "stream", "-", "--json"]
+    command += ["--url", f"ws://127.0.0.1:{server}/v1/stream"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False) as process:
+        process.stdin.write(pcm[:96_001])
+        process.stdin.flush()
+        first = json.loads(process.stdout.readline())  # before the rest is there
+        process.stdin.write(pcm[96_001:])
+        process.stdin.close()
+        rows = [json.loads(line) for line in process.stdout]
+    assert first["type"] == "segment"
+    assert rows[-1]["type"] == "figures"
+    assert rows[-1]["audio_s"] == pytest.approx(len(talk) / 16_000)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -68,6 +84,7 @@ def test_known_voices_are_named_and_turns_are_drawn(tmp_path, talk, model):
         (["diarize", "x.wav", "--speakers", "nowhere"], 1, "expected a folder"),
         (["diarize", "x.wav", "--plot", "turns.bmp"], 2, "ends in .png"),
         (["stage", "dance"], 2, "dance"),
+        (["stream", "-", "--url", "ws://127.0.0.1:9/v1/stream"], 1, "voiceflow serve"),
         (["run", "--profile", "fast"], 2, "full"),
         (["score", "a.rttm", "b.rttm"], 1, "no such file"),
     ],

@@ -15,19 +15,9 @@ import websockets
 from benchmarks.proxy import Proxy
 from serving.clients.stream import StreamClient
 from tests.conftest import free_port
-from tests.e2e.test_streams import START, expected, url
+from tests.e2e.test_streams import START, expected, finals_of, url
 
 pytestmark = pytest.mark.e2e
-
-
-async def finals_of(client, samples):
-    finals = {}
-    async for message in client.run(samples):
-        if message["type"] == "segment" and message["final"]:
-            finals[message["id"]] = message
-        for row in message["segments"] if message["type"] == "revision" else []:
-            finals[row["id"]] = finals[row["id"]] | row
-    return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +151,34 @@ def test_a_live_url_works_once_on_any_worker(workers, model, talk):
         starts = [m["data"]["timestamp"] for m in told if m["type"] == "diarization_speaker_start"]
         assert sorted(starts) == sorted(start for start, _, _ in turns)
         assert sorted(ends) == pytest.approx(sorted(end for _, end, _ in turns), abs=2e-4)
+
+
+def test_a_client_that_missed_more_than_is_kept_is_told_all_turns_as_they_are(workers, model, talk):
+    """It comes back with nothing, after more messages than are remembered one by one."""
+    long = np.tile(talk, 14)
+
+    async def run():
+        first, started = await open_stream(workers)
+        pcm = (np.clip(long, -1, 1) * 32767).astype("<i2").tobytes()
+        for start in range(0, len(pcm), 64_000):
+            await first.send(pcm[start : start + 64_000])
+        seen = 0
+        while seen < 200:
+            seen = json.loads(await first.recv()).get("seq", seen)
+        first.transport.abort()
+        second, again = await open_stream(workers, resume_token=started["resume_token"])
+        await second.send(pcm[round(again["audio_s"] * 16_000) * 2 :])
+        await second.send(json.dumps({"type": "close"}))
+        finals = {}
+        async for text in second:
+            message = json.loads(text)
+            if message["type"] == "segment" and message["final"]:
+                finals[message["id"]] = message
+            for row in message["segments"] if message["type"] == "revision" else []:
+                finals[row["id"]] |= row
+        return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
+
+    assert asyncio.run(run()) == expected(model, long)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -28,16 +28,22 @@ def quantised(samples):
     return (np.clip(samples, -1, 1) * 32767).astype("<i2").astype(np.float32) / np.float32(32768.0)
 
 
-async def stream(port, samples, **options):
-    client = StreamClient(url(port), speed=0.0, **options)
+async def finals_of(client, samples):
+    """Turns as they are in the end: start, end, speaker."""
     finals = {}
     async for message in client.run(samples):
         if message["type"] == "segment" and message["final"]:
             finals[message["id"]] = message
         for row in message["segments"] if message["type"] == "revision" else []:
             finals[row["id"]] = finals[row["id"]] | row
-    assert client.closed["audio_s"] == pytest.approx(len(samples) / 16_000)
     return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
+
+
+async def stream(port, samples, **options):
+    client = StreamClient(url(port), speed=0.0, **options)
+    turns = await finals_of(client, samples)
+    assert client.closed["audio_s"] == pytest.approx(len(samples) / 16_000)
+    return turns
 
 
 def expected(model, samples, **options):

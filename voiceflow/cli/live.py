@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -66,7 +67,9 @@ def _champion_or_pretrained() -> str:
 
 
 def stream(
-    source: Annotated[str, typer.Argument(help="An audio file, or - for raw 16 kHz 16-bit mono on standard input.")],
+    source: Annotated[
+        str, typer.Argument(help="An audio file, mic, or - for raw 16 kHz 16-bit mono on standard input as it comes.")
+    ],
     url: Annotated[str, typer.Option(help="The server's stream.")] = DEFAULT_URL,
     latency: Annotated[float, typer.Option(help="Latency in seconds: 0.32, 0.64 or 1.04.")] = 1.04,
     max_speakers: Annotated[int | None, typer.Option(help="Most speakers to tell apart.")] = None,
@@ -75,26 +78,30 @@ def stream(
         typer.Option(help="Folder of known voices: <name>.wav or <name>/*.wav, 5 to 60 s of each."),
     ] = None,
     speed: Annotated[float, typer.Option(help="1 is real time; 0 is as fast as the server takes it.", min=0.0)] = 1.0,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="VOICEFLOW_API_KEY", help="Where the server asks for one.")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="RTTM of the file: prints the DER at the end.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print messages as JSON lines, then the figures.")] = False,
 ) -> None:
     """Send audio to a server at the pace of speech and show turns as they come."""
+    from serving.clients.sources import microphone, standard_input
     from serving.clients.stream import StreamClient
-    from voiceflow.audio import decode_pcm, load_audio
+    from voiceflow.audio import load_audio
     from voiceflow.cli.voices import tell_refused
     from voiceflow.turns import Turn, read_rttm
 
-    if source == "-":
-        data = sys.stdin.buffer.read()
-        samples_N = decode_pcm(data[: len(data) // 2 * 2], "pcm_s16le")
-    else:
-        samples_N = load_audio(Path(source))
-    client = StreamClient(url, latency_s=latency, max_speakers=max_speakers, speed=speed, speakers=_enrolment(speakers))
+    audio: Any = load_audio(Path(source)) if source not in ("-", "mic") else None
+    if audio is None:
+        audio = standard_input() if source == "-" else microphone()
+    client = StreamClient(
+        url, latency_s=latency, max_speakers=max_speakers, speed=speed, speakers=_enrolment(speakers), api_key=api_key
+    )
     turns: dict[str, Turn] = {}
     colors: dict[str, str] = {}
 
     async def follow() -> None:
-        async for message in client.run(samples_N):
+        async for message in client.run(audio):
             if json_:
                 print(json.dumps(message), flush=True)
             if message["type"] == "revision":
@@ -115,7 +122,10 @@ def stream(
                 out.print(f"{span}  [{color}]{message['speaker']}[/{color}]" + ("" if message["final"] else " speaks"))
                 sys.stdout.flush()
 
-    asyncio.run(follow())
+    with contextlib.suppress(KeyboardInterrupt):  # how one stops speaking
+        asyncio.run(follow())
+    if not client.started:
+        raise PlatformError(f"{url}: the server did not answer")
     for row in client.started["speakers_rejected"]:
         tell_refused(row["reason"])
     figures: dict[str, Any] = {
@@ -130,15 +140,16 @@ def stream(
             "emission_p99_ms": round(float(p99), 1),
             "packets": len(client.emission_ms),
         }
-    if reference:
+    if reference and client.closed:
         from voiceflow.metrics import score
 
         truth = [turn for rows in read_rttm(reference).values() for turn in rows]
-        figures["der"] = round(score(truth, list(turns.values()), duration_s=len(samples_N) / 16_000).der, 4)
+        figures["der"] = round(score(truth, list(turns.values()), duration_s=client.closed["audio_s"]).der, 4)
     if json_:
         print(json.dumps({"type": "figures", **figures}))
         return
-    out.print(f"{figures['turns']} turns of {figures['speakers']} speakers in {figures['audio_s']:.1f} s")
+    if client.closed:
+        out.print(f"{figures['turns']} turns of {figures['speakers']} speakers in {figures['audio_s']:.1f} s")
     if "emission_p50_ms" in figures:
         out.print(
             f"emission latency p50 {figures['emission_p50_ms']} ms, p99 {figures['emission_p99_ms']} ms "
@@ -315,6 +326,7 @@ def demo(
                 latency=1.04,
                 max_speakers=None,
                 speed=1.0,
+                api_key=None,
                 reference=dataset / recording.rttm,
                 json_=False,
             )

@@ -280,6 +280,11 @@ class Session:
         return event
 
     @property
+    def ended(self) -> list[Segment]:
+        """Segments that ended, as they are now; a live stream remembers them for a while only."""
+        return list(self._tracker.final)
+
+    @property
     def turns(self) -> list[Turn]:
         """Final turns so far, sorted; none is longer than the audio."""
         return self._within([segment.turn for segment in self._tracker.final])
