@@ -259,6 +259,8 @@ class NativeTalk(Talk):
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""
         connection = self.connection
+        if self.conversation is not None and self.conversation.is_closing:
+            self.conversation.scored()  # also where nothing was left to score
         if connection.is_paused:
             if self.conversation is not None and self._may_read(now_s):
                 connection.resume_reading()

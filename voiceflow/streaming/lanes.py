@@ -113,9 +113,8 @@ class Lane(Session):
 
     def finalize(self) -> None:
         """See `Session.finalize`."""
-        if self._scored or self.lanes.waiting_C[self.row] or self.lanes.asked_C[self.row]:
-            super().finalize()
-            self.lanes.ending[self.row] = self
+        super().finalize()
+        self.lanes.ending[self.row] = self
 
     def close(self, *, keep_labels: bool = False) -> None:
         """See `Session.close`."""
@@ -127,7 +126,8 @@ class Lane(Session):
         self._closing = True
         num_samples = len(self._audio) // self.width
         self.lanes.waiting_C[self.row] = -(-num_samples // STEP_SAMPLES)
-        self.finalize()
+        if self._scored or self.has_work:
+            self.finalize()
 
     # the work between
 
