@@ -8,6 +8,7 @@ server that stalls cannot hide the answers it delays (Tene, How not to measure l
 import asyncio
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,10 +39,14 @@ class Protocol:
     """What goes out for s16le audio and the packet's number."""
     last: str | None
     """Message that ends the stream."""
-    answered_s: Callable[[dict[str, Any], float], float | None]
-    """Audio that a message answers, in seconds from the start; given the packet's length."""
+    answered_s: Callable[[dict[str, Any], "Load"], float | None]
+    """Audio that a message answers, in seconds from the start."""
     looks_ahead: bool = True
     """Whether an answer needs the latency's look-ahead; else it comes with each packet."""
+    answers_packets: bool = True
+    """Whether each packet is answered, so that one not answered is lost."""
+    ticket: str | None = None
+    """Where a URL for each stream is to be had by POST."""
 
 
 def _native_first(latency_s: float) -> str:
@@ -60,15 +65,26 @@ PROTOCOLS = {
         _native_first,
         lambda pcm, sequence: pcm,
         '{"type":"close"}',
-        lambda message, packet_s: message["audio_s"] if message.get("type") == "ack" else None,
+        lambda message, load: message["audio_s"] if message.get("type") == "ack" else None,
     ),
     "reference": Protocol(
         "/ws/stream",
         lambda latency_s: None,
         _floats,
         None,
-        lambda message, packet_s: (message["sequence"] + 1) * packet_s if "sequence" in message else None,
+        lambda message, load: (message["sequence"] + 1) * load.packet_s if "sequence" in message else None,
         looks_ahead=False,
+    ),
+    "live": Protocol(
+        "",
+        lambda latency_s: None,
+        lambda pcm, sequence: pcm,
+        '{"type":"end_of_stream"}',
+        lambda message, load: (
+            message["data"]["timestamp"] + load.min_on_s if message.get("type") == "diarization_speaker_start" else None
+        ),
+        answers_packets=False,
+        ticket="/v1/live",
     ),
 }
 
@@ -114,7 +130,9 @@ class LoadStream(WSListener):
             self.segments[message["id"]] = message
         elif kind == "error":
             self.failure = f"{message.get('code')}: {message.get('message')}"
-        answered_s = self.load.protocol.answered_s(message, self.load.packet_s)
+        elif kind == "diarization_speaker_end":
+            self.segments[str(len(self.segments))] = message
+        answered_s = self.load.protocol.answered_s(message, self.load)
         # The last packets are answered at the end, without the audio their answers would need.
         if answered_s is not None and self.load.needed_s(answered_s) <= self.load.seconds + 1e-6:
             self.emission_ms.append(1000.0 * (moment_s - self.started_s - self.load.needed_s(answered_s)))
@@ -160,6 +178,9 @@ class Load:
     ) -> None:
         self.protocol = PROTOCOLS[protocol]
         self.url = url.rstrip("/") + self.protocol.path
+        self._http = "http" + url.rstrip("/").removeprefix("ws")
+        self.min_on_s = 0.0
+        """Speech after which somebody is said to speak; the server tells it of its model."""
         self.latency_s = latency_s
         self.packet_s = packet_s
         self.num_packets = round(seconds / packet_s)
@@ -184,17 +205,26 @@ class Load:
     @property
     def num_expected(self) -> int:
         """Answers to expect of one stream while it sends."""
+        if not self.protocol.answers_packets:
+            return 0
         ends_s = ((packet + 1) * self.packet_s for packet in range(self.num_packets))
         return sum(self.needed_s(end_s) <= self.seconds + 1e-6 for end_s in ends_s)
 
     async def run(self) -> None:
         """Connect all, send everything at its time, and wait for what is owed."""
         gate = asyncio.Semaphore(64)
+        if self.protocol.ticket is not None:
+            model = await asyncio.to_thread(_ask, f"{self._http}/v1/model", None)
+            self.min_on_s = model["metadata"]["decision"]["min_on_s"]
 
         async def connect(stream: LoadStream) -> None:
             async with gate:
                 try:
-                    await ws_connect(lambda: stream, self.url, websocket_handshake_timeout=20)
+                    url = self.url
+                    if self.protocol.ticket is not None:
+                        body = {"encoding": "pcm_s16le"}
+                        url = (await asyncio.to_thread(_ask, self._http + self.protocol.ticket, body))["url"]
+                    await ws_connect(lambda: stream, url, websocket_handshake_timeout=20)
                 except Exception as err:
                     stream.failure, stream.is_closed = f"no connection: {err}", True
 
@@ -258,6 +288,14 @@ class Load:
             p50, p95, p99 = (round(float(value), 2) for value in np.percentile(emission_ms, [50, 95, 99]))
             row["emission_ms"] = {"p50": p50, "p95": p95, "p99": p99, "max": round(float(emission_ms.max()), 2)}
         return row
+
+
+def _ask(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """The JSON answer to a GET, or to a POST of JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=20) as reply:
+        answer: dict[str, Any] = json.load(reply)
+        return answer
 
 
 class Watch:

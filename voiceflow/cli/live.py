@@ -217,7 +217,7 @@ def bench_streams(
     seconds: Annotated[float, typer.Option(help="Audio each client sends.", min=2)] = 20.0,
     packet_ms: Annotated[float, typer.Option(help="Audio in one packet.", min=10)] = 100.0,
     latency: Annotated[float, typer.Option(help="Latency in seconds.")] = 1.04,
-    protocol: Annotated[str, typer.Option(help="native or reference.")] = "native",
+    protocol: Annotated[str, typer.Option(help="native, reference or live.")] = "native",
     source: Annotated[Path | None, typer.Option(help="Audio to send; by default noise bursts.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
