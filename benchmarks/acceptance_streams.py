@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks import baselines, kill
+from benchmarks import baselines, kill, parts
 from benchmarks.acceptance_model import test_set
 from benchmarks.fuzz import Fuzzer
 from benchmarks.infer import requests_per_core
@@ -73,6 +73,7 @@ def loads() -> Iterator[tuple[str, Row]]:
         for streams, row in curve.items()
     }
     yield "1 load, 2 workers", {"passed": None, "figures": told}
+    yield "1 us a stream-second of each part", {"passed": None, "figures": parts.measure()}
     bar = told[1000]
     free = bar["server_cores"] + bar["client_cores"] + bar["cores_idle"]
     if free >= FREE_CORES:
