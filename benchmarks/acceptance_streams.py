@@ -109,7 +109,7 @@ def steps(model: StepModel) -> Iterator[tuple[str, Row]]:
 def kills(model: StepModel, recordings: Sequence[np.ndarray]) -> Iterator[tuple[str, Row]]:
     """Item 3: twenty rounds each under two hundred live streams."""
     minute = kill.long_enough(recordings, 60.0)
-    several = kill.long_enough(recordings, 330.0)
+    several = kill.long_enough(recordings, 270.0)
     rows = {
         "3 sockets cut at random": lambda: kill.cut_sockets(
             model, minute, rounds=ROUNDS, streams=KILL_STREAMS, every_s=2.0

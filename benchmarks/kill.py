@@ -78,6 +78,7 @@ async def under(
         tasks = [asyncio.create_task(one(number)) for number in range(streams)]
         await asyncio.sleep(7.0)
         await trouble(proxy)
+        proxy.num_open_at_last = proxy.num_open
         return await asyncio.gather(*tasks), proxy
 
 
@@ -141,14 +142,14 @@ def stop_servers(
 
     try:
         servers[0].wait()
-        followed, _ = asyncio.run(under(trouble, servers[0].http_port, recordings, streams=streams))
+        followed, proxy = asyncio.run(under(trouble, servers[0].http_port, recordings, streams=streams))
     finally:
         for server in servers:
             server.stop()
         redis.terminate()
         redis.wait()
         shutil.rmtree(folder, ignore_errors=True)
-    told = {"rounds": rounds, "stop_s_max": round(max(stops_s), 1)}
+    told = {"rounds": rounds, "stop_s_max": round(max(stops_s), 1), "live_at_the_last": proxy.num_open_at_last}
     return compare(followed, undisturbed(model, recordings), **told)
 
 
@@ -171,11 +172,12 @@ def kill_predictors(model: Scorer, recordings: Sequence[np.ndarray], *, rounds: 
 
     try:
         with Server("--predictor_host", hosts) as server:
-            followed, _ = asyncio.run(under(trouble, server.http_port, recordings, streams=streams))
+            followed, proxy = asyncio.run(under(trouble, server.http_port, recordings, streams=streams))
     finally:
         for one in predictors:
             one.stop()
-    return compare(followed, undisturbed(model, recordings), rounds=rounds)
+    told = {"rounds": rounds, "live_at_the_last": proxy.num_open_at_last}
+    return compare(followed, undisturbed(model, recordings), **told)
 
 
 def long_enough(recordings: Sequence[np.ndarray], seconds: float) -> list[np.ndarray]:

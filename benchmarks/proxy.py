@@ -16,6 +16,8 @@ class Proxy:
         self.target = target
         self.port = 0
         self.num_cut = 0
+        self.num_open_at_last = 0
+        """Connections when the trouble was over."""
         self._server: asyncio.Server | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
 
