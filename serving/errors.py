@@ -24,6 +24,7 @@ _BY_CODE = {
     "bad_token": (401, NOT_AUTHORISED),
     "draining": (503, DRAINED),
     "predictor_down": (503, OURS),
+    "unavailable": (503, OURS),
 }
 
 

@@ -85,6 +85,8 @@ class Service:
     _alone: dict[str, float] = field(default_factory=dict)
     """Since when conversations have had no client, the longest first."""
     _saving: set[str] = field(default_factory=set)
+    _claims: set[str] = field(default_factory=set)
+    """Streams from the store whose first save here is still to come."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _num_samples: int = 0
     """Heard since the last sweep."""
@@ -220,8 +222,7 @@ class Service:
         saved = await self.fetch(session_id, owner)
         is_stored = saved is None and self.store is not None
         if is_stored:
-            assert self.store is not None
-            saved = await self.store.get(session_id)
+            saved = await self._stored(session_id)
         if saved is None:
             raise StreamError(
                 "no_resume",
@@ -236,10 +237,19 @@ class Service:
                 raise StreamError("not_authorised", "the stream was opened with another key")
             self.conversations[session_id] = found
             if is_stored:
-                assert self.store is not None
-                await self.store.claim(session_id)
+                self._claims.add(session_id)
             self.keep(found)
         return found
+
+    async def _stored(self, session_id: str) -> bytes | None:
+        assert self.store is not None
+        try:
+            return await self.store.get(session_id)
+        except PlatformError as err:
+            logger.warning("a stream cannot be resumed now: %s", err)
+            raise StreamError(
+                "unavailable", "streams cannot be resumed at the moment; try again", retry_after_s=1.0
+            ) from err
 
     def join(self, conversation: Conversation, listener: Listener) -> None:
         """Somebody listens to a conversation."""
@@ -272,6 +282,7 @@ class Service:
                 conversation.span.end()
             del self.conversations[conversation.id]
             self._alone.pop(conversation.id, None)
+            self._claims.discard(conversation.id)
             metrics.FLIPS.inc(conversation.flips)
             self.engine.leave(conversation.stream)
             if self.store is not None and drop:
@@ -316,7 +327,9 @@ class Service:
     async def _save(self, conversation: Conversation) -> None:
         assert self.store is not None
         try:
-            is_ours = await self.store.put(conversation.id, await conversation.save(self.engine))
+            saved = await conversation.save(self.engine)
+            is_ours = await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)
+            self._claims.discard(conversation.id)
             metrics.CHECKPOINTS.inc()
             if not is_ours:
                 if conversation.listener is not None:
@@ -396,4 +409,5 @@ class Service:
         else:
             while session.waiting_s and conversation.stream.failure is None:
                 await asyncio.sleep(0.01)
-            await self.store.put(conversation.id, await conversation.save(self.engine))
+            saved = await conversation.save(self.engine)
+            await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)

@@ -13,11 +13,13 @@ from voiceflow.errors import ConfigError, PlatformError
 
 logger = logging.getLogger("voiceflow.store")
 NONCE_BYTES = 12
-TIMEOUT_S = 2.0
+CONNECTIONS = 8
+TIMEOUT_S, WAIT_S = 5.0, 30.0
+"""For an answer, and for a connection that is free."""
 # A stream belongs to the server that took it last: one that has lost it does not write over its successor's state.
 PUT = """
 local owner = redis.call('GET', KEYS[2])
-if owner and owner ~= ARGV[1] then return 0 end
+if owner and owner ~= ARGV[1] and ARGV[4] == '0' then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[3])
 return 1
@@ -40,16 +42,20 @@ class Store:
     """
 
     def __init__(self, url: str, key: bytes, *, keep_s: float) -> None:
-        from redis.asyncio import Redis
+        from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import ExponentialBackoff
 
-        self._redis: Any = Redis.from_url(
+        # All streams of a server may be saved or fetched at once: they take turns.
+        pool: Any = BlockingConnectionPool.from_url(
             url,
+            max_connections=CONNECTIONS,
+            timeout=WAIT_S,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
         )
+        self._redis: Any = Redis(connection_pool=pool)
         self._cipher = AESGCM(hashlib.sha256(b"voiceflow stream store\0" + key).digest())
         self._keep_s = max(1, round(keep_s))
         self.owner = os.environ.get(OWNER) or secrets.token_hex(8)
@@ -66,8 +72,13 @@ class Store:
         except (RedisError, OSError) as err:
             raise PlatformError(f"expected a Redis server at the store's address; {err}") from err
 
-    async def put(self, session_id: str, saved: bytes) -> bool:
+    async def put(self, session_id: str, saved: bytes, *, claim: bool = False) -> bool:
         """Save a stream; False if it belongs to another server by now.
+
+        Args:
+            session_id: Its id.
+            saved: What `get` is to give back.
+            claim: The stream was another server's, and is this one's from now on.
 
         Raises:
             PlatformError: Redis does not answer.
@@ -75,10 +86,10 @@ class Store:
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = nonce + self._cipher.encrypt(nonce, saved, session_id.encode())
         keys = [_key("stream", session_id), _key("owner", session_id)]
-        return bool(await self._asked(self._put(keys=keys, args=[self.owner, sealed, self._keep_s])))
+        return bool(await self._asked(self._put(keys=keys, args=[self.owner, sealed, self._keep_s, int(claim)])))
 
     async def get(self, session_id: str) -> bytes | None:
-        """A saved stream; None if there is none. It is another server's until it is claimed.
+        """A saved stream; None if there is none. It is another server's until it is put with a claim.
 
         Raises:
             PlatformError: Redis does not answer.
@@ -92,14 +103,6 @@ class Store:
             logger.warning("a stream in the store was saved with another key, or changed")
             return None
         return opened
-
-    async def claim(self, session_id: str) -> None:
-        """The stream belongs to this server from now on.
-
-        Raises:
-            PlatformError: Redis does not answer.
-        """
-        await self._asked(self._redis.set(_key("owner", session_id), self.owner, ex=self._keep_s))
 
     async def drop(self, session_id: str) -> None:
         """Forget a stream that is over, unless it belongs to another server by now."""
