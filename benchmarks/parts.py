@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ class _Listener:
         raise error
 
 
+def _each(works: list[Callable[..., Any]], *arguments: Any) -> None:
+    for work in works:
+        work(*arguments)
+
+
 def measure(*, streams: int = 500, seconds: float = 6.0, max_batch: int = 64) -> dict[str, float]:
     """Microseconds a stream-second: packets in, features, the model's step, decisions, messages out."""
     model = StepModel(pretrained_path())
@@ -63,11 +69,11 @@ def measure(*, streams: int = 500, seconds: float = 6.0, max_batch: int = 64) ->
     for index in range(round(seconds / PACKET_S)):
         start = index * size * 2 % len(noise)
         packet = noise[start : start + size * 2]
-        timed("packets", lambda data=packet: [talk.receive_audio(data) for talk in talks.values()])  # type: ignore[misc]
-        while (batch := timed("features", lambda: lanes.gather(max_batch=max_batch))) is not None:
-            answers = timed("model", lambda batch=batch: model.step(*batch))  # type: ignore[misc]
-            scored = timed("decisions", lambda answers=answers: lanes.scatter(*answers))  # type: ignore[misc]
-            timed("messages", lambda scored=scored: [talks[lane.row].scored() for lane in scored])  # type: ignore[misc]
+        timed("packets", partial(_each, [talk.receive_audio for talk in talks.values()], packet))
+        while (batch := timed("features", partial(lanes.gather, max_batch=max_batch))) is not None:
+            answers = timed("model", partial(model.step, *batch))
+            scored = timed("decisions", partial(lanes.scatter, *answers))
+            timed("messages", partial(_each, [talks[lane.row].scored for lane in scored]))
     told = {part: round(1e6 * value / streams / seconds, 1) for part, value in spent.items()}
     return {**told, "all": round(sum(told.values()), 1)}
 

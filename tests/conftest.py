@@ -108,7 +108,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             time.sleep(0.1)
         raise AssertionError(f"{module} does not answer: {Path(log.name).read_text()[-2000:]}")
 
-    start.processes, start.logs = processes, logs  # type: ignore[attr-defined]
+    start.processes, start.logs = processes, logs
     yield start
     for process in processes:
         process.terminate()

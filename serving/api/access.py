@@ -17,6 +17,8 @@ from voiceflow.errors import ConfigError, StreamError
 SUBPROTOCOL = "voiceflow"
 """What a browser names beside its key: new WebSocket(url, ["voiceflow", key])."""
 WINDOW_S = 60.0
+TICKET_S = 300.0
+"""So long a ticket is good."""
 ALGORITHMS_OF_SECRETS, ALGORITHMS_OF_PEMS = ["HS256", "HS384", "HS512"], ["RS256", "ES256", "EdDSA"]
 
 
@@ -122,3 +124,20 @@ class Rates:
         if len(self._counted) > 10_000:
             self._counted = {key: kept for key, kept in self._counted.items() if kept[-1] > now_s - WINDOW_S}
         return len(times)
+
+
+class Tickets:
+    """Ids that are good once, and for `TICKET_S`, in this process."""
+
+    def __init__(self) -> None:
+        self._until_s: dict[str, float] = {}
+
+    def issue(self, id_: str) -> None:
+        """Make an id good; those whose time is over are forgotten."""
+        now_s = time.monotonic()
+        self._until_s = {known: until_s for known, until_s in self._until_s.items() if until_s > now_s}
+        self._until_s[id_] = now_s + TICKET_S
+
+    def use(self, id_: str) -> bool:
+        """Whether an id is good; it is not afterwards."""
+        return self._until_s.pop(id_, 0.0) > time.monotonic()

@@ -26,6 +26,8 @@ class Talk(ABC):
 
     connection: "Connection"
 
+    # The empty methods below are what protocols that have nothing to do then inherit: hence noqa B027.
+
     def begin(self) -> None:  # noqa: B027
         """The connection is open."""
 
@@ -61,12 +63,10 @@ class Connection(WSListener):
     Args:
         talk: The protocol that is spoken.
         max_unsent_bytes: What may wait to be read by the client, in our process.
-        protocol: Its name in metrics.
     """
 
-    def __init__(self, talk: Talk, *, max_unsent_bytes: int, protocol: str) -> None:
+    def __init__(self, talk: Talk, *, max_unsent_bytes: int) -> None:
         self.talk = talk
-        self.protocol = protocol
         self.is_open = False
         """Whether messages go in and out: from the handshake to the first reason to close."""
         self.failure: Exception | None = None

@@ -199,7 +199,7 @@ class NativeTalk(Talk):
                     raise StreamError("bad_enrolment", f"{speaker.label}: named twice; expected one recording a label")
                 samples_N = await asyncio.to_thread(speaker.audio)
                 stream = engine.open(StreamSettings("pcm_f32le", latency_s=1.04, max_speakers=1))
-                stream.is_counted = False
+                engine.set_aside(stream)
                 try:
                     stream.session.receive_samples(samples_N)
                     stream.session.close()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.api.access import WINDOW_S, Access, Rates
+from serving.api.access import TICKET_S, WINDOW_S, Access, Rates, Tickets
 from serving.api.connection import Connection
 from serving.api.conversation import Conversation, Listener, Tokens, new_id
 from serving.api.store import Store
@@ -28,7 +28,6 @@ from voiceflow.timebase import samples_to_seconds
 logger = logging.getLogger("voiceflow.streams")
 SWEEP_S = 0.1
 RETRY_AFTER_S = 5.0
-TICKET_S = 300.0
 DRAIN_S = 20.0
 """So long clients have to take their last answers when the server goes."""
 Fetch = Callable[[str, str], Awaitable[bytes | None]]
@@ -80,8 +79,7 @@ class Service:
     conversations: dict[str, Conversation] = field(default_factory=dict)
     is_draining: bool = False
     _rates: Rates = field(default_factory=Rates)
-    _tickets: dict[str, float] = field(default_factory=dict)
-    """Until when tickets are good."""
+    _tickets: Tickets = field(default_factory=Tickets)
     _alone: dict[str, float] = field(default_factory=dict)
     """Since when conversations have had no client, the longest first."""
     _saving: set[str] = field(default_factory=set)
@@ -176,10 +174,8 @@ class Service:
 
     def make_ticket(self) -> tuple[str, str]:
         """The id and the signed form of a ticket that can be redeemed once."""
-        now_s = time.monotonic()
-        self._tickets = {id_: until_s for id_, until_s in self._tickets.items() if until_s > now_s}
         id_ = new_id()
-        self._tickets[id_] = now_s + TICKET_S
+        self._tickets.issue(id_)
         return id_, self.tokens.make("live", id_)
 
     async def redeem(self, ticket_id: str) -> bool:
@@ -188,7 +184,7 @@ class Service:
             return await self.store.use_once(ticket_id, keep_s=TICKET_S)
         if self.redeem_elsewhere is not None:
             return await self.redeem_elsewhere(ticket_id)
-        return self._tickets.pop(ticket_id, 0.0) > time.monotonic()
+        return self._tickets.use(ticket_id)
 
     def heard(self, stream: Stream, num_samples: int, now_s: float) -> None:
         """Audio of a stream came that is to be scored: samples at 16 kHz, and the loop's time."""
@@ -258,7 +254,7 @@ class Service:
         self._alone.pop(conversation.id, None)
         conversation.listener = listener
         self._note("resumed" if is_back else "opened", conversation)
-        conversation.stream.is_counted = True
+        self.engine.set_aside(conversation.stream, is_aside=False)
         self._checkpoint(conversation)  # so that it can be resumed from its first moment on
 
     def keep(self, conversation: Conversation) -> None:
@@ -268,7 +264,7 @@ class Service:
         """
         self.conversations[conversation.id] = conversation
         conversation.listener = None
-        conversation.stream.is_counted = False
+        self.engine.set_aside(conversation.stream)
         self._alone[conversation.id] = asyncio.get_running_loop().time()
         self._checkpoint(conversation)
         while len(self._alone) > self.config.max_streams:

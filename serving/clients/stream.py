@@ -6,6 +6,7 @@ import queue
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -237,17 +238,24 @@ def _shifted(message: dict[str, Any], offset_s: float, restarts: int) -> dict[st
     return message
 
 
-class _Tape:
+class _Tape(ABC):
     """Audio by position, as 16-bit samples, and when it was due."""
 
+    def __init__(self) -> None:
+        self._packets: deque[tuple[int, float]] = deque(maxlen=10_000)
+        """Where packets ended, and when they were due."""
+
+    @abstractmethod
     async def read(self, position: int, size: int) -> bytes | None:
         """The next samples from a position, when they are due; None at the end."""
-        raise NotImplementedError
 
     def due_s(self, position: int) -> float | None:
         """When the packet that holds the sample before a position was due."""
-        raise NotImplementedError
+        while self._packets and self._packets[0][0] < position:
+            self._packets.popleft()
+        return self._packets[0][1] if self._packets else None
 
+    @abstractmethod
     def stop(self) -> None:
         """Hear no more."""
 
@@ -258,10 +266,10 @@ def _pcm(samples_N: np.ndarray) -> bytes:
 
 class _Recording(_Tape):
     def __init__(self, samples_N: np.ndarray, speed: float) -> None:
+        super().__init__()
         self._pcm = _pcm(samples_N)
         self._speed = speed
         self._began_s: float | None = None
-        self._packets: deque[tuple[int, float]] = deque(maxlen=10_000)
 
     async def read(self, position: int, size: int) -> bytes | None:
         pcm = self._pcm[position * SAMPLE_BYTES : (position + size) * SAMPLE_BYTES]
@@ -279,23 +287,21 @@ class _Recording(_Tape):
             self._packets.append((end, due_s))
         return pcm
 
-    def due_s(self, position: int) -> float | None:
-        while self._packets and self._packets[0][0] < position:
-            self._packets.popleft()
-        return self._packets[0][1] if self._packets else None
+    def stop(self) -> None:
+        """There is nothing that goes on."""
 
 
 class _Live(_Tape):
     """Audio as it is heard; the last `keep_s` of it can be read again."""
 
     def __init__(self, pieces: AsyncIterable[np.ndarray], keep_s: float) -> None:
+        super().__init__()
         self._begin = 0
         self._kept = bytearray()
         self._most = round(keep_s * SAMPLE_RATE_HZ)
         self._more = asyncio.Event()
         self._is_over = False
         self._failure: Exception | None = None
-        self._packets: deque[tuple[int, float]] = deque(maxlen=10_000)
         self._task = asyncio.create_task(self._hear(pieces))
 
     async def _hear(self, pieces: AsyncIterable[np.ndarray]) -> None:
@@ -328,8 +334,6 @@ class _Live(_Tape):
                 return None
             self._more.clear()
             await self._more.wait()
-
-    due_s = _Recording.due_s
 
     def stop(self) -> None:
         self._task.cancel()

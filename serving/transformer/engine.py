@@ -12,7 +12,8 @@ from serving.transformer import metrics
 from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
 from voiceflow.runtime import StepModel
-from voiceflow.streaming.lanes import Batch, Lane, Lanes
+from voiceflow.streaming.lane import Lane
+from voiceflow.streaming.lanes import Batch, Lanes
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import STEP_S, STEP_SAMPLES
 
@@ -41,8 +42,6 @@ class Stream:
     """Why the engine gave up on it."""
     heard_s: float | None = None
     """When the audio of the step that waits came, by the loop's clock; of the first, if several wait."""
-    is_counted: bool = True
-    """Whether it is one of the streams that a server holds: a look at the end of another is not."""
     _settled: asyncio.Future[None] | None = None
 
     def scored(self) -> None:
@@ -88,6 +87,8 @@ class Engine:
         self._lanes = Lanes(metadata)
         self._streams: dict[int, Stream] = {}
         """By row of their lanes."""
+        self._aside: set[int] = set()
+        """Rows of streams that are not counted."""
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -111,8 +112,15 @@ class Engine:
 
     @property
     def num_streams(self) -> int:
-        """Streams that are open, those that wait for their client among them."""
-        return sum(stream.is_counted for stream in self._streams.values())
+        """Streams that are open, less those set aside."""
+        return len(self._streams) - len(self._aside)
+
+    def set_aside(self, stream: Stream, *, is_aside: bool = True) -> None:
+        """Do not count a stream among those held: a look at the end of another, or one that waits for its client."""
+        if is_aside:
+            self._aside.add(stream.session.row)
+        else:
+            self._aside.discard(stream.session.row)
 
     def open(self, settings: StreamSettings, *, keep_s: float | None = None) -> Stream:
         """Take in a stream; `keep_s` as for `Lanes.open`.
@@ -125,7 +133,7 @@ class Engine:
     def twin(self, stream: Stream) -> Stream:
         """Another stream that has heard what this one has, to look at its end while it goes on."""
         twin = self._take_in(self._lanes.twin(stream.session))
-        twin.is_counted = False
+        self.set_aside(twin)
         return twin
 
     async def save(self, stream: Stream, *, turns_s: float | None = None) -> bytes:
@@ -149,6 +157,7 @@ class Engine:
         """Forget a stream."""
         if self._streams.get(stream.session.row) is stream:
             del self._streams[stream.session.row]
+            self._aside.discard(stream.session.row)
             self._lanes.leave(stream.session)
 
     def wake(self) -> None:

@@ -165,27 +165,27 @@ class Front:
         url = urlsplit(request.path.decode("latin-1"))
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         headers = {name.lower(): value for name, value in request.headers.items()}
-        talk, protocol = self._talk(url.path, query, credential(headers, query))
+        talk = self._talk(url.path, query, credential(headers, query))
         # A browser that named its key as a subprotocol hears back which protocol it is.
         offers = headers.get("sec-websocket-protocol", "").split(",")[0].strip()
         chosen = {"Sec-WebSocket-Protocol": SUBPROTOCOL} if offers == SUBPROTOCOL else None
         return WSUpgradeResponseWithListener(
-            WSUpgradeResponse.create_101_response(chosen), _Counted(self.service, talk, protocol)
+            WSUpgradeResponse.create_101_response(chosen), _Counted(self.service, talk)
         )
 
-    def _talk(self, path: str, query: dict[str, str], shown: str | None) -> tuple[Talk, str]:
+    def _talk(self, path: str, query: dict[str, str], shown: str | None) -> Talk:
         if path == "/ws/stream":
-            return ReferenceTalk(self.service, shown), "reference"
+            return ReferenceTalk(self.service, shown)
         if path == live.PATH:
-            return LiveTalk(self.service, query.get("token", ""), query.get("encoding", "pcm_f32le")), "live"
-        return NativeTalk(self.service, shown), "native"
+            return LiveTalk(self.service, query.get("token", ""), query.get("encoding", "pcm_f32le"))
+        return NativeTalk(self.service, shown)
 
 
 class _Counted(Connection):
     """A connection that the service knows of while it is open."""
 
-    def __init__(self, service: Service, talk: Talk, protocol: str) -> None:
-        super().__init__(talk, max_unsent_bytes=service.config.max_unsent_bytes, protocol=protocol)
+    def __init__(self, service: Service, talk: Talk) -> None:
+        super().__init__(talk, max_unsent_bytes=service.config.max_unsent_bytes)
         self._service = service
 
     def on_ws_connected(self, transport) -> None:

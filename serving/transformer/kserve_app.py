@@ -27,7 +27,7 @@ class KServe:
 
     def __init__(self, arguments: argparse.Namespace, model: StepModel | None, routes: Sequence[BaseRoute]) -> None:
         # pandas, which KServe imports, takes it along where it is installed: 40 MB that nothing here uses.
-        sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
+        sys.modules.setdefault("pyarrow", None)
         from kserve import Model, ModelServer
         from kserve.model_server import app
 

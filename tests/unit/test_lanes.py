@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiceflow.errors import AudioFormatError, StreamError
-from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.lane import Lane
+from voiceflow.streaming.lanes import Lanes
 from voiceflow.streaming.session import Session, StreamSettings, Voice
 from voiceflow.turns import Turn
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
-from voiceflow.streaming.lanes import Lane, Lanes
+from voiceflow.streaming.lane import Lane
+from voiceflow.streaming.lanes import Lanes
 from voiceflow.streaming.session import StreamSettings, Voice
 from voiceflow.turns import Turn
 
