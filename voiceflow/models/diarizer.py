@@ -14,6 +14,7 @@ Shapes: B streams, K steps, F features, H hidden, R ring entries, S slots, E emb
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +87,11 @@ class Diarizer(nn.Module):
             "blocked": 1,
         }
         self.state_dims = sum(self.state_sizes.values())
+        self._part_sizes = [
+            part
+            for name, size in self.state_sizes.items()
+            for part in ([hidden] * (size // hidden) if name == "recurrent" else [size])
+        ]
         # encoder
         self.input = nn.Linear(STEP_FEATURES + 2, hidden)
         self.input_norm = nn.LayerNorm(hidden)
@@ -111,6 +117,12 @@ class Diarizer(nn.Module):
         """Zeros of shape (B, N): the state of streams that have not begun."""
         return torch.zeros(batch, self.state_dims)
 
+    def split_state(self, state_BN: Tensor) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+        """Level, hidden and cell of each layer in turn, ring, and what the slots hold: in one copy."""
+        level_B2, *rest = state_BN.split(self._part_sizes, dim=1)
+        recurrent, (ring, *slot_parts) = rest[: 2 * len(self.layers)], rest[2 * len(self.layers) :]
+        return level_B2, recurrent, ring, slot_parts
+
     def forward(self, features_BKF: Tensor, state_BN: Tensor, lookahead_B: Tensor) -> tuple[Tensor, Tensor]:
         """Score k steps of B streams.
 
@@ -123,7 +135,7 @@ class Diarizer(nn.Module):
             Activities in [0, 1], shape (B, k, S): column j of call n answers step
             n + j - look-ahead, zero where that is before the stream began. And the new state.
         """
-        level_B2, recurrent, ring, *slot_parts = state_BN.split(list(self.state_sizes.values()), dim=1)
+        level_B2, recurrent, ring, slot_parts = self.split_state(state_BN)
         frames, level_B2, recurrent, ring = self.encode(features_BKF, level_B2, recurrent, ring, lookahead_B)
         slots = Slots(slot_parts[0].unflatten(1, (self.config.num_slots, -1)), *slot_parts[1:])
         activities = []
@@ -131,15 +143,18 @@ class Diarizer(nn.Module):
             activity_BS, slots = self.decode(frames, step, slots)
             activities.append(activity_BS)
         new_state = torch.cat(
-            [level_B2, recurrent, ring, slots.profiles_BSE.flatten(1), *slots[1:]],
+            [level_B2, *recurrent, ring, slots.profiles_BSE.flatten(1), *slots[1:]],
             dim=1,
         )
         return torch.stack(activities, dim=1), new_state
 
     def encode(
-        self, features_BKF: Tensor, level_B2: Tensor, recurrent: Tensor, ring: Tensor, lookahead_B: Tensor
-    ) -> tuple[Frames, Tensor, Tensor, Tensor]:
-        """Everything before the slots; arguments and results are the parts of the state."""
+        self, features_BKF: Tensor, level_B2: Tensor, recurrent: Sequence[Tensor], ring: Tensor, lookahead_B: Tensor
+    ) -> tuple[Frames, Tensor, list[Tensor], Tensor]:
+        """Everything before the slots; arguments and results are the parts of the state.
+
+        `recurrent` is hidden and cell of each layer in turn, shape (B, H) each.
+        """
         # 1) level: how loud it has been is subtracted, and told as an input
         heard_BK = (features_BKF.amax(dim=2) > SILENCE_LOG).to(features_BKF.dtype)
         means_BK, level_B2 = _running_level(features_BKF.mean(dim=2), heard_BK, level_B2)
@@ -148,13 +163,13 @@ class Diarizer(nn.Module):
         inputs = torch.cat([(features_BKF - level_BK1) * 0.3, loudness_BK1 * 0.3, level_BK1 * 0.1 + 1.0], dim=2)
         # 2) recurrence
         hidden_BKH = self.input_norm(functional.silu(self.input(inputs)))
-        carried = []
-        for layer, norm, before in zip(
-            self.layers, self.norms, recurrent.split(2 * self.config.hidden, dim=1), strict=True
+        carried: list[Tensor] = []
+        for layer, norm, hidden_BH, cell_BH in zip(
+            self.layers, self.norms, recurrent[::2], recurrent[1::2], strict=True
         ):
-            output_BKH, after = _recur(layer, hidden_BKH, before)
+            output_BKH, after = _recur(layer, hidden_BKH, hidden_BH, cell_BH)
             hidden_BKH = norm(hidden_BKH + output_BKH)
-            carried.append(after)
+            carried += [part.float() for part in after]
         # 3) attention from the answered step to what lies around it
         frame_BKC = self.frame(hidden_BKH).float()
         new_entries = torch.cat([frame_BKC, heard_BK.unsqueeze(2)], dim=2)
@@ -167,7 +182,7 @@ class Diarizer(nn.Module):
         counts = self.count(context_BKC).float()
         surroundings = self.slot_surroundings(context_BKC).float()
         frames = Frames(embeddings, counts[:, :, 0], counts[:, :, 1], valid_BK, surroundings)
-        return frames, level_B2, torch.cat(carried, dim=1).float(), entries[:, -self.ring_steps :].flatten(1)
+        return frames, level_B2, carried, entries[:, -self.ring_steps :].flatten(1)
 
     def _attend(self, entries: Tensor, lookahead_B: Tensor) -> tuple[Tensor, Tensor]:
         """Read each answered step and its surroundings from the ring and the new entries.
@@ -335,23 +350,25 @@ def _running_level(means_BK: Tensor, heard_BK: Tensor, level_B2: Tensor) -> tupl
     return 2.0 * steady_log(torch.stack(levels, dim=1) + 1e-4), torch.stack([level_B, count_B], dim=1)
 
 
-def _recur(layer: nn.Module, inputs_BKH: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+def _recur(
+    layer: nn.Module, inputs_BKH: Tensor, hidden_BH: Tensor, cell_BH: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """An LSTM layer; a single step is written out, so that its matrices can be quantised in ONNX.
 
-    The state is hidden and cell side by side, shape (B, 2 H).
+    Returns:
+        Output of each step, and the hidden and cell state after the last.
     """
     assert isinstance(layer, nn.LSTM)
     weights: Any = layer  # nn.Module types its parameters as Tensor | Module
-    hidden_BH, cell_BH = before.chunk(2, dim=1)
     if inputs_BKH.shape[1] > 1:
         dtype = inputs_BKH.dtype
         output_BKH, (hidden_1BH, cell_1BH) = layer(
             inputs_BKH, (hidden_BH.unsqueeze(0).to(dtype), cell_BH.unsqueeze(0).to(dtype))
         )
-        return output_BKH, torch.cat([hidden_1BH[0], cell_1BH[0]], dim=1)
+        return output_BKH, (hidden_1BH[0], cell_1BH[0])
     gates = functional.linear(inputs_BKH[:, 0], weights.weight_ih_l0, weights.bias_ih_l0)
     gates = gates + functional.linear(hidden_BH, weights.weight_hh_l0, weights.bias_hh_l0)
     let_in, keep, new, let_out = gates.chunk(4, dim=1)
     cell_BH = torch.sigmoid(keep) * cell_BH + torch.sigmoid(let_in) * torch.tanh(new)
     hidden_BH = torch.sigmoid(let_out) * torch.tanh(cell_BH)
-    return hidden_BH.unsqueeze(1), torch.cat([hidden_BH, cell_BH], dim=1)
+    return hidden_BH.unsqueeze(1), (hidden_BH, cell_BH)

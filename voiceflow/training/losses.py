@@ -60,7 +60,7 @@ def compute_losses(
         bf16: Whether the encoder runs under bfloat16 autocast.
     """
     batch_size = batch.features_BKF.shape[0]
-    level, recurrent, ring, *_ = net.initial_state(batch_size).split(list(net.state_sizes.values()), dim=1)
+    level, recurrent, ring, _ = net.split_state(net.initial_state(batch_size))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         frames, *_ = net.encode(batch.features_BKF, level, recurrent, ring, batch.lookahead_B)
     active_BKS, valid_BK = targets(batch)
