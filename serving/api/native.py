@@ -237,23 +237,24 @@ class NativeTalk(Talk):
     async def go_away(self) -> None:
         """See `Talk.go_away`: the client learns how it goes on elsewhere before the connection closes."""
         conversation = self.conversation
-        token = None
-        if conversation is not None and self.service.store is not None:
-            token = self._token(conversation)
         self.connection.pause_reading()
+        if conversation is None:
+            # It has not begun here: a client that wanted to resume goes elsewhere with the token that it has.
+            self.connection.close(DRAINED, "drained")
+            return
         self.connection.send_json(
             {
                 "type": "go_away",
                 "reason": "the server is going",
-                "resume_token": token,
-                "audio_s": conversation.audio_s if conversation is not None else 0.0,
+                "resume_token": None if self.service.store is None else self._token(conversation),
+                "audio_s": conversation.audio_s,
             }
         )
         try:
-            if conversation is not None and not conversation.is_closing:
+            if not conversation.is_closing:
                 await self.service.move_out(conversation)
         finally:
-            if conversation is None or not conversation.is_closing:
+            if not conversation.is_closing:
                 self.connection.close(DRAINED, "drained")
 
     def sweep(self, now_s: float) -> None:

@@ -23,6 +23,7 @@ FIRST_PATIENCE_S = 1.0
 """A server that was never there is not waited for."""
 LOST = ("no_resume", "other_model", "bad_snapshot")
 """Errors that say that the stream is gone: another one begins where its last answer was."""
+GOING_AWAY = 1001
 LASTING_CODES = (4400, 4401, 4408, 4413)
 """Close codes after which trying again would end the same way."""
 SAMPLE_BYTES = 2
@@ -153,7 +154,9 @@ class StreamClient:
             code = getattr(getattr(err, "rcvd", None), "code", None)
             if code in LASTING_CODES:
                 raise PlatformError(f"{self.url}: the server closed the stream with {code}: {err}") from err
-            raise _CutOff(str(err) or type(err).__name__) from err
+            # A server that goes has another beside it, or soon.
+            again_s = random.uniform(0.5, 1.0) * FIRST_PAUSE_S if code == GOING_AWAY else None
+            raise _CutOff(str(err) or type(err).__name__, retry_after_s=again_s) from err
         finally:
             if sender is not None:
                 sender.cancel()

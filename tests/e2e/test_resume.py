@@ -196,11 +196,16 @@ def test_another_server_goes_on_with_the_streams_of_one_that_ends(start_server, 
             following = asyncio.gather(*(finals_of(client, talk) for client in clients))
             await asyncio.sleep(6.5)
             proxy.target = second
-            process.send_signal(how)
-            return await following, clients
+            async with websockets.connect(url(first)) as waiting:  # nothing has begun on it yet
+                process.send_signal(how)
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await waiting.recv()
+            return await following, clients, closed.value
 
-    answers, clients = asyncio.run(run())
+    answers, clients, closed = asyncio.run(run())
     assert answers == [expected(model, talk)] * 6
+    # Told to go away without a token it would have begun anew elsewhere.
+    assert how == signal.SIGKILL or closed.rcvd.code == 1001
     assert all(client.reconnects == 1 for client in clients) or how == signal.SIGKILL
     assert all(client.restarts == 0 for client in clients)
 
