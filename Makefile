@@ -83,7 +83,7 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams; SLOW=--slow for what takes longest, ITEM=3 for one number of streams)
+acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams, rollout; SLOW=--slow for what takes longest, ITEM=3 for one number)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW) $(if $(ITEM),--item $(ITEM))

@@ -30,7 +30,7 @@ def evaluate(
     import mlflow
 
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import log_report, tracking_run
+    from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, parse_config
     from voiceflow.stages.evaluate import evaluate as run
 

@@ -36,7 +36,7 @@ def export(
     import mlflow
 
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import log_report, tracking_run
+    from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, ExportConfig, parse_config
     from voiceflow.stages.export import export as run
 
@@ -56,5 +56,5 @@ def export(
     )
     with tracking_run(run_id):
         log_report("export", summary)
-        mlflow.log_artifact(str(Path(exported.path) / "export.json"), "export")
+        mlflow.log_artifacts(exported.path, "exported")
     (Path(exported.path) / "run.json").write_text(json.dumps({"run_id": run_id}), encoding="utf-8")

@@ -30,7 +30,7 @@ def latency(
     import mlflow
 
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import log_report, tracking_run
+    from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import LatencyConfig, parse_config
     from voiceflow.stages.export import FILES
     from voiceflow.stages.latency import latency as run
@@ -42,7 +42,7 @@ def latency(
     run_id = json.loads((Path(exported.path) / "run.json").read_text(encoding="utf-8"))["run_id"]
     with tracking_run(run_id):
         log_report("latency", summary)
-        mlflow.log_artifact(str(Path(report.path) / "latency.json"), "latency")
+        mlflow.log_artifact(str(Path(report.path) / "latency.json"), "exported")
     for batch, row in summary["batches"].items():
         metrics.log_metric(f"p99_ms_batch_{batch}", float(row["p99_ms"]))
     Path(metrics.path).write_text(json.dumps(summary["batches"]), encoding="utf-8")

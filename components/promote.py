@@ -32,38 +32,50 @@ def promote(
         champion, challenger or nothing.
     """
     import json
+    import os
     import shutil
     from pathlib import Path
 
     import mlflow
 
+    from voiceflow.adapters.bom import model_bom
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import MlflowRegistry, log_report, tracking_run
+    from voiceflow.adapters.registry import HALF_FILE, MlflowRegistry
+    from voiceflow.adapters.signing import SIGN_VARIABLE, sign_folder
+    from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, PromoteConfig, parse_config
     from voiceflow.stages.export import FILES
+    from voiceflow.stages.judging import Candidate
     from voiceflow.stages.promote import promote as run
 
     progress = StageProgress("promote")
-    progress("compare with the champion", 0, 1)
     folder = Path(report.path)
     reports = {
-        "evaluate": Path(evaluation.path) / "metrics.json",
         "export": Path(exported.path) / "export.json",
         "latency": Path(latency_report.path) / "latency.json",
     }
     run_id = json.loads((Path(exported.path) / "run.json").read_text(encoding="utf-8"))["run_id"]
+    key = os.environ.get(SIGN_VARIABLE)
     summary = run(
         parse_config(PromoteConfig, config_json, name="promote"),
         parse_config(EvaluateConfig, evaluate_json, name="evaluate"),
-        Path(exported.path) / FILES["int8"],
+        Candidate(
+            Path(exported.path) / FILES["int8"],
+            reports,
+            {HALF_FILE: Path(exported.path) / FILES["fp16"]},
+            digest=json.loads(reports["export"].read_text(encoding="utf-8"))["files"]["int8"]["digest"],
+            run_id=run_id,
+        ),
         Path(dataset.path),
-        reports,
         folder,
         MlflowRegistry(),
-        run_id=run_id,
+        by=f"pipeline run {run_id[:8]}",
+        sign=(lambda bundle: sign_folder(bundle, Path(key))) if key else None,
+        bill=lambda stated, der: model_bom(stated, der=der, licence="MIT"),
         accept_equal=accept_equal,
+        progress=progress,
     )
-    for name, path in reports.items():
+    for name, path in (reports | {"evaluate": Path(evaluation.path) / "metrics.json"}).items():
         shutil.copyfile(path, folder / f"{name}.json")
     (folder / "inputs.json").write_text(
         json.dumps({"dataset": dataset.path, "exported": exported.path}), encoding="utf-8"
@@ -71,7 +83,10 @@ def promote(
     with tracking_run(run_id):
         mlflow.set_tag("becomes", summary["becomes"])
         log_report("promote", summary["comparison"])
-        mlflow.log_artifact(str(folder / "promote.json"), "promote")
-    progress("compare with the champion", 1, 1)
+        for name in ("promote.json", "card.md", "card.json"):
+            if (folder / name).is_file():
+                mlflow.log_artifact(str(folder / name), "promote")
+        if (folder / "plots").is_dir():
+            mlflow.log_artifacts(str(folder / "plots"), "promote/plots")
     progress.event("result", folder=str(folder))
     return summary["becomes"]

@@ -36,7 +36,7 @@ def train(
     import mlflow
 
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import log_report, tracking_run
+    from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import DecisionConfig, ModelConfig, TrainConfig, parse_config
     from voiceflow.stages.train import train as run
 

@@ -245,6 +245,10 @@ class LatencyConfig(Section):
     """Gate per device: p99 in ms by batch size. `unmeasured` refuses on that device."""
     min_streams_per_core: float = Field(gt=0)
     """Gate: streams held in real time by one thread at the best batch size (CPU)."""
+    usd_per_hour: dict[str, float]
+    """Price of what a figure was measured on: one core, one GPU with its share of the node."""
+    max_usd_per_1000_stream_hours: float = Field(gt=0)
+    """Gate: what the model step of 1000 streams costs in an hour, at the streams that were held."""
 
 
 class PromoteConfig(Section):
@@ -252,8 +256,24 @@ class PromoteConfig(Section):
 
     not_worse_margin: float = Field(ge=0)
     """DER, as a fraction, by which a slice may be worse and still count as not worse."""
+    confidence: float = Field(gt=0.5, lt=1)
+    """Of the interval that the comparison with the champion judges by."""
     bootstrap_resamples: int = Field(ge=100)
     seed: int = Field(ge=0)
+    target_device: Literal["cpu", "t4"]
+    """Where models run: latency must have been measured there."""
+    max_slowdown: float = Field(ge=1)
+    """Gate: time of a step beside the champion's, in the same run."""
+    max_flips_factor: float = Field(ge=1)
+    """Gate: label flips, and revised turns, a minute beside the champion's."""
+    flips_slack_per_minute: float = Field(ge=0)
+    """So many more are no reason to refuse, whatever the factor."""
+    long_stream_s: float = Field(gt=0)
+    """A stream of this length, made of held-out conversations of the same speakers, is heard to its end."""
+    long_from_s: float = Field(gt=0)
+    """From here on it is scored."""
+    max_long_loss: float = Field(ge=0)
+    """Gate: DER after `long_from_s`, as a fraction, above the champion's."""
 
 
 class StreamingConfig(Section):

@@ -14,6 +14,8 @@ CONTRACT_VERSION = 1
 METADATA_KEY = "voiceflow"
 MAX_SIZE_MB = 10.0
 MAX_STATE_KIB = 64.0
+MAX_OPSET = 22
+"""Of the ONNX domain: what every runtime that we serve with understands."""
 INPUTS = ("features", "state", "lookahead_steps")
 OUTPUTS = ("activity", "new_state")
 
@@ -119,6 +121,9 @@ def check_model(model: Any, *, size_mb: float, served: bool = True) -> ModelMeta
         raise ContractError("weights", "all weights inside the file", "external data")
     if served and size_mb > MAX_SIZE_MB:
         raise ContractError("size", f"at most {MAX_SIZE_MB} MB", f"{size_mb:.2f} MB")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset > MAX_OPSET:
+        raise ContractError("opset", f"at most {MAX_OPSET}", opset)
     state_kib = metadata.state_dims * 4 / 1024
     if state_kib > MAX_STATE_KIB:
         raise ContractError("state size", f"at most {MAX_STATE_KIB} KiB", f"{state_kib:.1f} KiB")

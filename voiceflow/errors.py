@@ -8,12 +8,14 @@ VoiceflowError
 |- DataError                a corpus, manifest or RTTM is wrong
 |  `- DataRefusedError      `validate` found critical faults
 |- ModelError               a model file cannot be found or loaded
-|  `- ContractError         a model file breaks a clause of the contract
+|  |- ContractError         a model file breaks a clause of the contract
+|  `- SignatureError        a model's files are not what was signed
 |- StreamError              a client broke the stream protocol
 `- PlatformError            MLflow, DVC, KFP or a server said no
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class VoiceflowError(Exception):
@@ -90,6 +92,20 @@ class ContractError(ModelError):
         return (
             f"model contract, clause '{self.clause}': expected {self.expected}, got {self.actual}; "
             "export the model again with `voiceflow stage export`"
+        )
+
+
+class SignatureError(ModelError):
+    """The files of a model are not what somebody we trust has signed."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder = folder
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: the signature does not hold: {self.reason}; sign with `voiceflow promote --sign-key KEY`"
         )
 
 

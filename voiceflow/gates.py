@@ -77,7 +77,7 @@ def size_gate(size_mb: float, state_kib: float, config: ExportConfig) -> Verdict
 
 
 def latency_gate(device: str, p99_ms: Mapping[int, float], streams_per_core: float, config: LatencyConfig) -> Verdict:
-    """p99 of a step at each bounded batch size, and streams held in real time by one thread.
+    """p99 of a step at each bounded batch size, streams held in real time by one thread, and what they cost.
 
     Args:
         device: A key of `latency.max_p99_ms`.
@@ -100,7 +100,93 @@ def latency_gate(device: str, p99_ms: Mapping[int, float], streams_per_core: flo
             reasons.append(f"p99 of a step at batch {batch} on {device} is {p99_ms[batch]:.2f} ms, above {bound} ms")
     if device == "cpu" and streams_per_core < config.min_streams_per_core:
         reasons.append(f"one thread holds {streams_per_core:.0f} streams, below {config.min_streams_per_core:.0f}")
+    price = config.usd_per_hour.get(device)
+    if price is None:
+        reasons.append(f"nobody has said what {device} costs: set latency.usd_per_hour.{device} in params.yaml")
+    else:
+        cost = figures["usd_per_1000_stream_hours"] = round(1000.0 * price / max(streams_per_core, 1e-9), 4)
+        if cost > config.max_usd_per_1000_stream_hours:
+            reasons.append(
+                f"1000 stream-hours cost {cost:.2f} USD on {device}, above {config.max_usd_per_1000_stream_hours:.2f}"
+            )
     return _verdict("latency", reasons, figures)
+
+
+def device_gate(measured: str, config: PromoteConfig) -> Verdict:
+    """Latency was measured where the model will run: what another device did says nothing about it."""
+    reasons = (
+        []
+        if measured == config.target_device
+        else [
+            f"latency was measured on {measured!r}, but models run on {config.target_device!r} "
+            "(promote.target_device); run the latency stage there"
+        ]
+    )
+    return _verdict("device", reasons, {"measured": measured, "target": config.target_device})
+
+
+def data_gate(model_revision: str, dataset_revision: str) -> Verdict:
+    """The model is judged by held-out conversations of the very data it was trained on the rest of."""
+    reasons = (
+        []
+        if model_revision == dataset_revision
+        else [
+            f"the model was made from data {_short(model_revision)}, the conversations it would be judged by are of "
+            f"{_short(dataset_revision)}: voices of one may be in the training part of the other"
+        ]
+    )
+    return _verdict("data", reasons, {"model": model_revision, "dataset": dataset_revision})
+
+
+def _short(revision: str) -> str:
+    return repr(revision[:12]) if revision else "no revision"
+
+
+def behaviour_gate(faults: Sequence[str]) -> Verdict:
+    """What probes of the file found (see voiceflow/probes.py)."""
+    return _verdict("behaviour", list(faults), {"faults": len(faults)})
+
+
+def stability_gate(champion: Mapping[str, float], challenger: Mapping[str, float], config: PromoteConfig) -> Verdict:
+    """Labels change no more often than the champion's do.
+
+    Args:
+        champion: `flips_per_minute` and `revisions_per_minute` over the conversations.
+        challenger: The same of the model that is judged.
+        config: By what factor they may grow, and by how many a minute in any case.
+    """
+    reasons: list[str] = []
+    figures: dict[str, float] = {}
+    for name, word in (("flips_per_minute", "label flips"), ("revisions_per_minute", "revised turns")):
+        before, now = champion[name], challenger[name]
+        figures |= {name: round(now, 4), f"champion_{name}": round(before, 4)}
+        limit = max(before * config.max_flips_factor, before + config.flips_slack_per_minute)
+        if now > limit:
+            reasons.append(f"{now:.2f} {word} a minute against the champion's {before:.2f}, above {limit:.2f}")
+    return _verdict("stability", reasons, figures)
+
+
+def long_stream_gate(champion_der: float, challenger_der: float, config: PromoteConfig) -> Verdict:
+    """After minutes of one stream the model is still what it was: the late part of it beside the champion's."""
+    loss = challenger_der - champion_der
+    reasons = []
+    if loss > config.max_long_loss:
+        minutes = config.long_from_s / 60.0
+        reasons.append(
+            f"after {minutes:.0f} minutes of one stream DER is {challenger_der:.1%} against the champion's "
+            f"{champion_der:.1%}, more than {100 * config.max_long_loss:.0f} points worse"
+        )
+    return _verdict("long_stream", reasons, {"der": challenger_der, "champion_der": champion_der})
+
+
+def slowdown_gate(ratio: float, config: PromoteConfig) -> Verdict:
+    """A step takes no longer than the champion's, both timed in turns in the same run."""
+    reasons = (
+        [f"a step takes {ratio:.2f} times the champion's, above {config.max_slowdown:.2f}"]
+        if ratio > config.max_slowdown
+        else []
+    )
+    return _verdict("slowdown", reasons, {"ratio": round(ratio, 4)})
 
 
 Comparison = Literal["better", "not_worse", "worse", "inconclusive"]
@@ -115,7 +201,7 @@ class Compared:
     """DER of the champion less that of the challenger, as a fraction."""
     low: float
     high: float
-    """Bounds of the gain's 95 % interval."""
+    """Bounds of the gain's interval."""
 
 
 def compare(
@@ -130,7 +216,7 @@ def compare(
         champion_errors_s: Missed, false alarm and confusion of each conversation, in seconds.
         challenger_errors_s: The same conversations in the same order.
         reference_s: Reference speech of each.
-        config: Resamples, seed and margin.
+        config: Confidence, resamples, seed and margin.
 
     Returns:
         `better` if the lower bound is above 0; `not_worse` if it is above minus the margin; `worse`
@@ -147,7 +233,8 @@ def compare(
     draws = np.random.default_rng(config.seed).integers(len(speech), size=(config.bootstrap_resamples, len(speech)))
     total = np.maximum(speech[draws].sum(axis=1), 1e-9)
     gains: npt.NDArray[np.float64] = (champion - challenger)[draws].sum(axis=1) / total
-    low, high = (float(value) for value in np.percentile(gains, [2.5, 97.5]))
+    tail = 50.0 * (1.0 - config.confidence)
+    low, high = (float(value) for value in np.percentile(gains, [tail, 100.0 - tail]))
     gain = float((champion - challenger).sum() / max(speech.sum(), 1e-9))
     verdict: Comparison = "inconclusive"
     if low > 0:
@@ -179,16 +266,14 @@ def decide(
         accept_equal: Let a model that is only not worse overall become champion.
     """
     refused = [f"gate {gate.gate}: {reason}" for gate in gates if not gate.passed for reason in gate.reasons]
-    if refused:
-        return Decision("nothing", refused)
     weak = [
         f"{name} is {compared.verdict} (DER gain {100 * compared.gain:+.1f} points, "
         f"95 % {100 * compared.low:+.1f} to {100 * compared.high:+.1f})"
         for name, compared in {"overall": overall, **{f"slice {name}": value for name, value in slices.items()}}.items()
         if compared.verdict not in ("better", "not_worse")
     ]
-    if weak:
-        return Decision("nothing", weak)
+    if refused or weak:
+        return Decision("nothing", refused + weak)
     interval = f"95 % {100 * overall.low:+.1f} to {100 * overall.high:+.1f}"
     told = f"overall {overall.verdict}: DER gain {100 * overall.gain:+.1f} points, {interval}"
     if overall.verdict == "better" or accept_equal:

@@ -82,11 +82,15 @@ class StepModel:
         # Streams end and go quiet; denormal numbers would make silence the slowest audio.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=[PROVIDERS[provider], *([] if provider == "cpu" else ["CPUExecutionProvider"])],
-        )
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=[PROVIDERS[provider], *([] if provider == "cpu" else ["CPUExecutionProvider"])],
+            )
+        except Exception as err:  # a class of its own for every kind of failure
+            said = str(err).strip().splitlines()[0][:300]
+            raise ModelError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({said})") from err
 
     def initial_state(self, max_speakers: int | None = None) -> FloatArray:
         """State of one stream that has not begun, shape (N,).
@@ -109,9 +113,8 @@ class StepModel:
         Returns:
             Activities in [0, 1], shape (B, S), that answer the step `lookahead` back; and the new state.
         """
-        activity_B1S, new_state_BN = self._session.run(
-            None, {"features": features_BF[:, None, :], "state": state_BN, "lookahead_steps": lookahead_B}
-        )
+        given = {"features": features_BF[:, None, :], "state": state_BN, "lookahead_steps": lookahead_B}
+        activity_B1S, new_state_BN = self._session.run(None, given)
         return activity_B1S[:, 0, :], new_state_BN
 
 

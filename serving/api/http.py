@@ -81,8 +81,11 @@ class HttpApi:
         return Response(body, headers={"content-type": content_type})
 
     async def model(self, request: Request) -> Response:
-        """What answers."""
-        return JSONResponse({**self.service.model, "metadata": self.service.engine.metadata.model_dump()})
+        """What answers, and where it comes from."""
+        service = self.service
+        stated = None if service.provenance is None else service.provenance.model_dump()
+        body = {**service.model, "metadata": service.engine.metadata.model_dump(), "provenance": stated}
+        return JSONResponse(body)
 
     async def live(self, request: Request) -> Response:
         """A URL for one live stream: pyannoteAI's `POST /v1/live`; {"encoding": "pcm_s16le"} for 16-bit audio."""

@@ -22,6 +22,7 @@ from serving.transformer import metrics
 from serving.transformer.engine import Engine, Stream
 from serving.transformer.fellows import Fellows
 from voiceflow.errors import PlatformError, StreamError
+from voiceflow.provenance import Provenance
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import samples_to_seconds
 
@@ -63,6 +64,8 @@ class Service:
 
     engine: Engine
     variant: str = "champion"
+    provenance: Provenance | None = None
+    """Where the model comes from, where that is known."""
     tokens: Tokens = field(default_factory=lambda: Tokens(token_key()))
     fetch: Fetch = nowhere
     tracer: Tracer = field(default_factory=Tracer)

@@ -6,10 +6,12 @@ import numpy as np
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 
-from voiceflow.adapters.registry import resolve_model
+from voiceflow.adapters.registry import served_model
+from voiceflow.provenance import Provenance
 from voiceflow.runtime import StepModel
 
-METADATA_OUTPUT = "metadata"
+METADATA, PROVENANCE = "metadata", "provenance"
+"""Asked for as an input's name; answered with JSON."""
 
 
 class StepPredictor(Model):
@@ -24,17 +26,28 @@ class StepPredictor(Model):
         model_uri: ``pretrained``, a path, or models:/voiceflow-diarizer@champion.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         model: The file, where it is loaded already.
+        provenance: Where it comes from, where that is known.
     """
 
-    def __init__(self, name: str, model_uri: str, *, provider: str = "cpu", model: StepModel | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model_uri: str,
+        *,
+        provider: str = "cpu",
+        model: StepModel | None = None,
+        provenance: Provenance | None = None,
+    ) -> None:
         super().__init__(name)
         self.model_uri = model_uri
         self.provider = provider
         self.model = model
+        self.provenance = provenance
 
     def load(self) -> bool:
         """Load and check the file; KServe calls readiness from the result."""
-        self.model = StepModel(resolve_model(self.model_uri), provider=self.provider)
+        path, self.provenance = served_model(self.model_uri, provider=self.provider)
+        self.model = StepModel(path, provider=self.provider)
         self.ready = True
         return True
 
@@ -47,9 +60,13 @@ class StepPredictor(Model):
         reply_id = payload.id or uuid.uuid4().hex
         inputs = {entry.name: entry for entry in payload.inputs}
         metadata = self.model.metadata
-        if set(inputs) == {METADATA_OUTPUT}:
-            output = InferOutput(METADATA_OUTPUT, [1], "BYTES")
-            output.set_data_from_numpy(np.array([metadata.model_dump_json().encode()], object), binary_data=False)
+        about = {METADATA: metadata, PROVENANCE: self.provenance}
+        if len(inputs) == 1 and not inputs.keys().isdisjoint(about):
+            (asked,) = inputs
+            told = about[asked]
+            output = InferOutput(asked, [1], "BYTES")
+            text = b"null" if told is None else told.model_dump_json().encode()
+            output.set_data_from_numpy(np.array([text], object), binary_data=False)
             return InferResponse(reply_id, self.name, [output])
         missing = {"features", "state", "lookahead_steps"} - set(inputs)
         if missing:

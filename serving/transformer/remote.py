@@ -11,6 +11,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import ModelError, StreamError
+from voiceflow.provenance import Provenance
 from voiceflow.streaming.lanes import Batch
 
 logger = logging.getLogger("voiceflow.predictor")
@@ -44,6 +45,8 @@ class RemotePredictor:
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self._metadata: ModelMetadata | None = None
+        self.provenance: Provenance | None = None
+        """Where the model comes from, as the first replica said."""
         self._stubs: dict[str, GRPCInferenceServiceStub] = {}
         self._known: set[str] = set()
         """Replicas that were asked which model they serve, and not lost since."""
@@ -63,8 +66,11 @@ class RemotePredictor:
             for host in self.hosts:
                 with grpc.insecure_channel(host, options=self._options) as channel:
                     try:
-                        reply = GRPCInferenceServiceStub(channel).ModelInfer(self._question(), timeout=CALL_TIMEOUT_S)
-                        self._metadata = _read_metadata(reply)
+                        stub = GRPCInferenceServiceStub(channel)
+                        reply = stub.ModelInfer(self._question("metadata"), timeout=CALL_TIMEOUT_S)
+                        self._metadata = ModelMetadata.model_validate_json(_text(reply))
+                        stated = _text(stub.ModelInfer(self._question("provenance"), timeout=CALL_TIMEOUT_S))
+                        self.provenance = None if stated == b"null" else Provenance.model_validate_json(stated)
                         return self._metadata
                     except grpc.RpcError as err:
                         reason = f"{host}: {err.details()}"
@@ -115,21 +121,22 @@ class RemotePredictor:
         stub = self._stubs[host]
         if host not in self._known:
             # A replica that was away may have come back with another model: states would mean nothing to it.
-            served = _read_metadata(await stub.ModelInfer(self._question(), timeout=CALL_TIMEOUT_S))
+            reply = await stub.ModelInfer(self._question("metadata"), timeout=CALL_TIMEOUT_S)
+            served = ModelMetadata.model_validate_json(_text(reply))
             self._metadata = self._metadata or served
             if served != self._metadata:
                 raise ModelError(f"it serves {served.summary()}, not {self._metadata.summary()}")
             self._known.add(host)
         return await stub.ModelInfer(request, timeout=CALL_TIMEOUT_S)
 
-    def _question(self) -> pb.ModelInferRequest:
-        request = pb.ModelInferRequest(model_name=self.model_name, id="metadata")
-        entry = request.inputs.add(name="metadata", datatype="BYTES", shape=[1])
+    def _question(self, about: str) -> pb.ModelInferRequest:
+        request = pb.ModelInferRequest(model_name=self.model_name, id=about)
+        entry = request.inputs.add(name=about, datatype="BYTES", shape=[1])
         entry.contents.bytes_contents.append(b"")
         return request
 
 
-def _read_metadata(reply: pb.ModelInferResponse) -> ModelMetadata:
+def _text(reply: pb.ModelInferResponse) -> bytes:
     raw_contents = reply.raw_output_contents
-    raw = raw_contents[0][4:] if raw_contents else reply.outputs[0].contents.bytes_contents[0]
-    return ModelMetadata.model_validate_json(raw)
+    text: bytes = raw_contents[0][4:] if raw_contents else reply.outputs[0].contents.bytes_contents[0]
+    return text

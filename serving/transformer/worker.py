@@ -15,8 +15,9 @@ from serving.tracing import Tracer
 from serving.transformer.engine import Engine
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
-from voiceflow.adapters.registry import resolve_model
+from voiceflow.adapters.registry import served_model
 from voiceflow.config import StreamingConfig, load_params
+from voiceflow.provenance import Provenance
 from voiceflow.runtime import StepModel
 
 FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
@@ -25,21 +26,22 @@ FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
-    engine, model = build_engine(arguments)
+    engine, model, provenance = build_engine(arguments)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(arguments, engine, model))
+        runner.run(_serve(arguments, engine, model, provenance))
 
 
-def build_engine(arguments: argparse.Namespace) -> tuple[Engine, StepModel | None]:
-    """The engine, and its model where that is in this process."""
+def build_engine(arguments: argparse.Namespace) -> tuple[Engine, StepModel | None, Provenance | None]:
+    """The engine, its model where that is in this process, and where the model comes from."""
     config = streaming_config(arguments)
     if arguments.predictor_host:
         from serving.transformer.remote import RemotePredictor
 
         predictor = RemotePredictor(arguments.predictor_host, arguments.model_name)
-        return Engine(predictor.metadata(), predictor.score, config), None
-    model = StepModel(resolve_model(arguments.model))
-    return Engine.local(model, config), model
+        return Engine(predictor.metadata(), predictor.score, config), None, predictor.provenance
+    path, provenance = served_model(arguments.model)
+    model = StepModel(path)
+    return Engine.local(model, config), model, provenance
 
 
 def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
@@ -49,7 +51,9 @@ def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
     return StreamingConfig.model_validate({**load_params().streaming.model_dump(), **given})
 
 
-async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel | None) -> None:
+async def _serve(
+    arguments: argparse.Namespace, engine: Engine, model: StepModel | None, provenance: Provenance | None
+) -> None:
     key = token_key()
     store = store_from_environment(key, keep_s=10.0 * engine.config.resume_s)
     if store is not None:
@@ -57,6 +61,7 @@ async def _serve(arguments: argparse.Namespace, engine: Engine, model: StepModel
     service = Service(
         engine,
         variant=arguments.variant,
+        provenance=provenance,
         tokens=Tokens(key),
         tracer=Tracer(**{"service.version": engine.metadata.version}),
         access=Access.from_environment(),

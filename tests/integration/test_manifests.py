@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 REPO = Path(__file__).parents[2]
-GOLDEN = REPO / "tests" / "golden" / "manifests-base.yaml"
-STORAGE_URI = "s3://voiceflow-models/voiceflow-diarizer/champion"
+GOLDEN = REPO / "tests" / "golden" / "manifests-staging.yaml"
+STORAGE_URI = "s3://voiceflow-models/staging/voiceflow-diarizer"
 
 
 @pytest.fixture(scope="module")
 def rendered():
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(REPO / "manifests" / "base")]
+    command = ["kubectl", "kustomize", str(REPO / "manifests" / "overlays" / "staging")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if os.environ.get("VOICEFLOW_UPDATE_GOLDEN"):
         GOLDEN.write_text(text)

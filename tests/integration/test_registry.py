@@ -3,11 +3,12 @@ import shutil
 
 import pytest
 
-from voiceflow.adapters.registry import MlflowRegistry, resolve_model
+from voiceflow.adapters.registry import ALIASES, MlflowRegistry, resolve_model
 from voiceflow.audio import file_digest
-from voiceflow.errors import ModelError
+from voiceflow.errors import DataError, ModelError
 from voiceflow.export import set_metadata
 from voiceflow.runtime import pretrained_path
+from voiceflow.stages.judging import Candidate, read_gates
 from voiceflow.stages.promote import promote
 
 
@@ -19,67 +20,82 @@ def registry(tmp_path, monkeypatch):
     return MlflowRegistry()
 
 
-def reports(folder, model, *, latency_passes=True):
-    folder.mkdir(exist_ok=True)
+def candidate(folder, *, latency_passes=True, **metadata):
+    """The shipped model, with reports as its stages would leave them."""
+    path = folder / "model.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pretrained_path(), path)
+    set_metadata(path, data_revision="test", **metadata)
 
     def gate(name, passed=True):
         return {"gate": name, "passed": passed, "reasons": [] if passed else ["p99 is above its bound"], "figures": {}}
 
+    digest = file_digest(path)
     contents = {
-        "evaluate": {"gate": gate("der")},
-        "export": {
-            "files": {"int8": {"digest": file_digest(model)}},
-            "gates": [gate("parity"), gate("int8"), gate("size")],
-        },
-        "latency": {"gates": [gate("latency", latency_passes)]},
+        "export": {"files": {"int8": {"digest": digest}}, "gates": [gate("parity"), gate("int8"), gate("size")]},
+        "latency": {"device": "cpu", "digest": digest, "gates": [gate("latency", latency_passes)]},
+    }
+    contents["latency"] |= {
+        "device_name": "a CPU",
+        "batches": {"1": {"p50_ms": 1.0, "p99_ms": 2.0, "us_per_stream": 1e3}},
     }
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return {name: folder / f"{name}.json" for name in contents}
+    return Candidate(path, {name: folder / f"{name}.json" for name in contents}, digest=digest)
 
 
 def test_promotion_on_a_real_registry(registry, params, dataset, tmp_path):
     """An empty registry gets the shipped weights; an equal model is challenger, or champion if told to accept it."""
-    model = tmp_path / "model.onnx"
-    shutil.copyfile(pretrained_path(), model)
-    set_metadata(model, version="0.2.0")
+    config = params.promote.model_copy(update={"long_stream_s": 24.0, "long_from_s": 12.0, "max_slowdown": 10.0})
+    easy = {"max_der": 0.9, "max_der_per_slice": 1.0, "max_flips_per_minute": 60.0}
+    evaluation = params.evaluate.model_copy(update=easy)
 
-    def run(path, *, latency_passes=True, accept_equal=False):
-        given = reports(tmp_path / "reports", path, latency_passes=latency_passes)
-        output = tmp_path / "out"
+    def run(given, *, accept_equal=False):
         return promote(
-            params.promote, params.evaluate, path, dataset, given, output, registry, accept_equal=accept_equal
+            config, evaluation, given, dataset, tmp_path / "out", registry, by="a test", accept_equal=accept_equal
         )
 
-    refused = run(model, latency_passes=False)
+    refused = run(candidate(tmp_path / "1", latency_passes=False, version="0.2.0"))
     assert refused["becomes"] == "nothing"
     assert "gate latency: p99 is above its bound" in refused["reasons"]
     assert registry.version_of("champion") == refused["champion_before"] == "1"
     assert registry.version_of("challenger") is None
+    assert registry.num_versions() == 1
 
-    equal = run(model)
-    assert equal["becomes"] == "challenger"
+    good = candidate(tmp_path / "2", version="0.2.0")
+    equal = run(good)
+    assert equal["becomes"] == "challenger", equal["reasons"]
     assert registry.version_of("challenger") == equal["version"] == "2"
 
-    accepted = run(model, accept_equal=True)
+    accepted = run(good, accept_equal=True)
     assert accepted["becomes"] == "champion"
-    assert (registry.version_of("champion"), registry.version_of("previous")) == ("2", "1")
-    assert file_digest(resolve_model("models:/voiceflow-diarizer@champion")) == file_digest(model)
+    assert [registry.version_of(alias) for alias in ALIASES] == ["2", None, "1"]
+    assert file_digest(resolve_model("models:/voiceflow-diarizer@champion")) == file_digest(good.model)
     tags = registry.history()[0]["tags"]
-    assert tags["digest"] == file_digest(model)
+    assert tags["digest"] == file_digest(good.model)
     assert tags["model_version"] == "0.2.0"
     assert registry.storage_uri("2").startswith("file://")
+    assert [entry["action"] for entry in registry.audit_log()] == ["begin", "refuse", "promote", "promote"]
 
-    with pytest.raises(ModelError, match="other files"):
-        promote(
-            params.promote,
-            params.evaluate,
-            pretrained_path(),
-            dataset,
-            reports(tmp_path / "r", model),
-            tmp_path,
-            registry,
-        )
+    again = run(good, accept_equal=True)
+    assert again["reasons"] == ["this very file is the champion already"]
+
+
+def test_a_gpu_is_another_device(params, tmp_path):
+    given = candidate(tmp_path)
+    on_t4 = params.promote.model_copy(update={"target_device": "t4"})
+    verdict = next(gate for gate in read_gates(given.reports, given.digest, on_t4) if gate.gate == "device")
+    assert not verdict.passed
+    assert "measured on 'cpu', but models run on 't4'" in verdict.reasons[0]
+
+
+def test_a_report_that_is_missing_counts_as_refused(params, tmp_path):
+    given = candidate(tmp_path)
+    verdicts = read_gates({"export": given.reports["export"]}, given.digest, params.promote)
+    assert [verdict.gate for verdict in verdicts if not verdict.passed] == ["latency"]
+    given.reports["latency"].write_text("hello")
+    with pytest.raises(DataError, match="not a report of latency"):
+        read_gates(given.reports, given.digest, params.promote)
 
 
 def test_a_model_that_is_not_there_is_told(registry, tmp_path):

@@ -41,6 +41,10 @@ def serve(
     predictor_host: Annotated[
         str | None, typer.Option(help="host:port of a predictor that holds the model instead.")
     ] = None,
+    verify_key: Annotated[
+        Path | None,
+        typer.Option(envvar="VOICEFLOW_VERIFY_KEY", help="Public key that the model must be signed for."),
+    ] = None,
 ) -> None:
     """Serve live streams here: /v1/stream, /ws/stream, /infer, /health, /ready, /metrics."""
     if model == "champion":
@@ -51,6 +55,8 @@ def serve(
     for name, value in options.items():
         if value is not None:
             command += [name, str(value)]
+    if verify_key is not None:
+        os.environ["VOICEFLOW_VERIFY_KEY"] = str(verify_key.resolve())
     out.print(f"model {model}; streams on ws://127.0.0.1:{http_port}/v1/stream; stop with Ctrl-C", soft_wrap=True)
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -25,6 +25,7 @@ app.add_typer(live.bench_app, name="bench")
 app.command("stage")(stages.stage)
 app.add_typer(data.app, name="data")
 app.command("promote")(registry.promote)
+app.command("rollback")(registry.rollback)
 app.command("history")(registry.history)
 
 

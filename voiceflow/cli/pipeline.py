@@ -47,6 +47,8 @@ def run(
     values = load_params(params, profile=profile)
     if from_scratch:
         values = values.model_copy(update={"train": values.train.model_copy(update={"init_from": "scratch"})})
+    target = "cpu" if provider == "cpu" else "t4"
+    values = values.model_copy(update={"promote": values.promote.model_copy(update={"target_device": target})})
     if host:
         if not data_repo:
             raise ConfigError("--host needs --data-repo: pods fetch the data from a git repository that they can reach")
@@ -264,7 +266,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     table.add_row("DER, held-out speakers", f"{percent(test['der'])} strict at {evaluate['latency_s']} s latency")
     if evaluate["recorded"]:
         table.add_row("DER, recorded", percent(evaluate["recorded"]["overall"]["der"]))
-    table.add_row("DER, champion before", percent(promote["der"]["champion"]))
+    if promote["der"]:
+        table.add_row("DER, champion before", percent(promote["der"]["champion"]))
     batches = latency["batches"]
     shown = ", ".join(f"batch {batch} p99 {row['p99_ms']:.2f} ms" for batch, row in batches.items())
     table.add_row("latency of a step", f"{shown} on {latency['device_name']}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from voiceflow.audio import file_digest
 from voiceflow.config import LatencyConfig
 from voiceflow.features import STEP_FEATURES
 from voiceflow.gates import latency_gate
@@ -93,6 +94,7 @@ def latency(
         "device_name": name,
         "provider": provider,
         "model": model_path.name,
+        "digest": file_digest(model_path),
         "precision": model.metadata.precision,
         "batches": batches,
         "streams_per_core": streams,

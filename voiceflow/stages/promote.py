@@ -1,20 +1,29 @@
-"""promote: register a model with its evidence, compare it with the champion, move aliases."""
+"""promote: judge a model beside the champion and, if it passes, register it with its evidence and move aliases."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from voiceflow.audio import file_digest
 from voiceflow.config import EvaluateConfig, PromoteConfig
-from voiceflow.contract import read_metadata
-from voiceflow.errors import ModelError
-from voiceflow.gates import Compared, Verdict, compare, decide
-from voiceflow.metrics import summarise
-from voiceflow.runtime import StepModel, pretrained_path
-from voiceflow.stages.scoring import SplitScores, errors_s, held_out, slices_of
+from voiceflow.contract import ModelMetadata, read_metadata
+from voiceflow.errors import ModelError, PlatformError
+from voiceflow.gates import Decision, decide
+from voiceflow.provenance import PROVENANCE, Provenance, state_provenance
+from voiceflow.runtime import pretrained_path
+from voiceflow.stages.card import write_card
+from voiceflow.stages.judging import Candidate, judge
+from voiceflow.stages.trial import Progress, as_tables
 
-REQUIRED_GATES = ("der", "parity", "int8", "size", "latency")
+MODEL_FILE = "diarizer.onnx"
+MAX_WHY = 2000
+"""Characters of a reason in the log: it has to fit into a tag of MLflow."""
 
 
 class Registry(Protocol):
@@ -24,12 +33,20 @@ class Registry(Protocol):
         """Version that an alias points at, or None."""
         ...
 
-    def register(self, files: dict[str, Path], *, tags: dict[str, str], run_id: str | None) -> str:
-        """Add a version with these files (name to path) and return its number."""
+    def num_versions(self) -> int:
+        """How many there are."""
         ...
 
-    def set_alias(self, alias: str, version: str) -> None:
-        """Point an alias at a version."""
+    def register(self, folder: Path, *, tags: Mapping[str, str], run_id: str | None) -> str:
+        """Add a version with the files of a folder and return its number."""
+        ...
+
+    def set_alias(self, alias: str, version: str | None) -> None:
+        """Point an alias at a version, or at none."""
+        ...
+
+    def tags_of(self, version: str) -> dict[str, str]:
+        """What was written down about a version."""
         ...
 
     def download(self, version: str) -> Path:
@@ -37,140 +54,278 @@ class Registry(Protocol):
         ...
 
     def find_digest(self, digest: str) -> str | None:
-        """Version whose model file has this digest, or None."""
+        """Newest version whose model file has this digest, or None."""
+        ...
+
+    def moving(self, entry: Mapping[str, str]) -> AbstractContextManager[Callable[[], None]]:
+        """Nobody else moves aliases inside; if the block fails, now or in a crash, they are put back.
+
+        What it yields is called when all is done: from then on nothing is put back.
+        """
+        ...
+
+    def record(self, entry: Mapping[str, str]) -> None:
+        """Add an entry to the log of who did what."""
         ...
 
 
+class Deployment(Protocol):
+    """What runs, where that is written down; adapters/gitops.py has it as manifests in git."""
+
+    def check(self, version: str) -> None:
+        """Raise what would stand in the way of `written`."""
+        ...
+
+    def written(self, version: str, digest: str, why: str) -> AbstractContextManager[Any]:
+        """Name a version; if the block fails, all is as it was."""
+        ...
+
+
+Sign = Callable[[Path], None]
+Bill = Callable[[Provenance, Mapping[str, float]], str]
+
+
 def ensure_champion(registry: Registry) -> str:
-    """On a registry without a champion, register the weights that ship in the package as champion.
+    """On an empty registry, register the weights that ship in the package as champion.
 
     Returns:
         The champion's version.
+
+    Raises:
+        ModelError: There are versions, but none is champion.
     """
     champion = registry.version_of("champion")
     if champion is not None:
         return champion
-    version = registry.register(
-        {"diarizer.onnx": pretrained_path()}, tags=_tags(pretrained_path(), "pretrained"), run_id=None
-    )
+    if registry.num_versions():
+        raise ModelError(
+            "the registry has versions but no champion: it was deleted, or its alias; "
+            "name one with `voiceflow rollback --to VERSION`"
+        )
+    path = pretrained_path()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder) / MODEL_FILE)
+        version = registry.register(Path(folder), tags=_tags(read_metadata(path), file_digest(path)), run_id=None)
     registry.set_alias("champion", version)
+    registry.record(_entry("begin", "", version, "the weights that ship in the package", by="voiceflow"))
     return version
 
 
 def promote(
     config: PromoteConfig,
     evaluation: EvaluateConfig,
-    model_path: Path,
+    candidate: Candidate,
     dataset: Path,
-    reports: dict[str, Path],
     output: Path,
     registry: Registry,
     *,
-    run_id: str | None = None,
+    by: str,
+    deployment: Deployment | None = None,
+    sign: Sign | None = None,
+    bill: Bill | None = None,
     accept_equal: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Decide what a model becomes, and do it; writes promote.json.
+    """Decide what a model becomes, and do it; writes promote.json, card.md, card.json and plots.
 
-    The champion and the challenger are both streamed over the test split of `dataset`, so the
-    comparison is paired. Gates must have been passed by exactly this file.
+    Nothing is registered or moved for a model that is refused; the refusal is in the log.
 
     Args:
-        config: Margin and bootstrap.
+        config: Margins, bootstrap and bounds.
         evaluation: Latency of the comparison and size of slices that count.
-        model_path: The ONNX file that would be served.
+        candidate: The file that would be served, with its reports.
         dataset: Output of `prepare`.
-        reports: JSON reports with verdicts: evaluate, export, latency.
-        output: Folder of promote.json.
+        output: Folder of the results.
         registry: Where versions and aliases live.
-        run_id: MLflow run that made the model.
+        by: Who promotes.
+        deployment: Where it is written down what runs; None for nowhere.
+        sign: Signs a folder.
+        bill: Makes the bill of materials from provenance and DER by slice.
         accept_equal: Let a model that is not worse, but not better, become champion.
+        dry_run: Judge, and do nothing.
+        progress: Called as work goes on.
 
     Returns:
         The content of promote.json.
+
+    Raises:
+        PlatformError: The registry is gone, or somebody else was first; nothing is left half done.
     """
-    gates = read_gates(reports, file_digest(model_path))
     before = ensure_champion(registry)
-    overall, slices, ders = _compare(config, evaluation, registry.download(before), model_path, dataset)
-    decision = decide(gates, overall, slices, accept_equal=accept_equal)
-    digest = file_digest(model_path)
-    version = registry.find_digest(digest)
-    if version is None:
-        files = {"diarizer.onnx": model_path} | {f"{name}.json": path for name, path in reports.items()}
-        version = registry.register(files, tags=_tags(model_path, decision.becomes), run_id=run_id)
-    if version == before:
-        decision = type(decision)("nothing", ["this very file is the champion already"])
-    elif decision.becomes == "champion":
-        registry.set_alias("previous", before)
-        registry.set_alias("champion", version)
-    elif decision.becomes == "challenger":
-        registry.set_alias("challenger", version)
-    summary = {
+    if deployment is not None:
+        deployment.check(before)  # what lies elsewhere than the champion is not looked for
+    digest = file_digest(candidate.model)
+    champion = registry.download(before) / MODEL_FILE
+    gates, metadata, trial = judge(config, evaluation, candidate, digest, dataset, champion, progress)
+    if trial is None:
+        decision = Decision("nothing", [f"gate {gate.gate}: {reason}" for gate in gates for reason in gate.reasons])
+    else:
+        decision = decide(gates, trial.overall, trial.slices, accept_equal=accept_equal)
+    version = candidate.version or registry.find_digest(digest)
+    if version == before and decision.becomes != "nothing":
+        decision = Decision("nothing", ["this very file is the champion already"])
+    summary: dict[str, Any] = {
         "version": version,
         "digest": digest,
         "becomes": decision.becomes,
         "reasons": decision.reasons,
-        "champion": registry.version_of("champion"),
+        "champion": before,
         "champion_before": before,
         "accept_equal": accept_equal,
-        "der": ders,
-        "comparison": {"overall": asdict(overall)} | {name: asdict(value) for name, value in slices.items()},
+        "metadata": None if metadata is None else metadata.model_dump(),
+        "der": {},
+        "slices": {},
+        "by_latency": {},
+        "comparison": {},
         "gates": [gate.as_dict() for gate in gates],
     }
+    if trial is not None:
+        summary["der"] = {name: trial.figures[name]["overall"]["der"] for name in ("champion", "candidate")}
+        summary["slices"] = as_tables(trial.figures)
+        summary["by_latency"] = trial.by_latency
+        summary["comparison"] = {"overall": asdict(trial.overall)} | {
+            name: asdict(value) for name, value in trial.slices.items()
+        }
+        latency = candidate.reports.get("latency")
+        write_card(summary, json.loads(latency.read_text(encoding="utf-8")) if latency else {}, output)
+    entry = _entry("promote", before, version or "", "; ".join(decision.reasons), by=by) | {"digest": digest}
+    if dry_run:
+        pass
+    elif decision.becomes == "nothing":
+        registry.record(entry | {"action": "refuse"})
+    else:
+        assert metadata is not None
+        if candidate.version is None and version is None:
+            stated = state_provenance(
+                metadata,
+                digest=digest,
+                files={MODEL_FILE: digest} | {name: file_digest(path) for name, path in candidate.files.items()},
+                params=[config.model_dump(mode="json"), evaluation.model_dump(mode="json")],
+                gates=gates,
+                made_at=entry["when"],
+                made_by=by,
+            )
+            tags = _tags(metadata, digest) | {"signed": str(sign is not None).lower()}
+            version = _register(registry, candidate, stated, output, tags, sign, bill)
+        assert version is not None
+        _move(registry, deployment, decision, entry | {"to": version}, version, before)
+        summary |= {"version": version, "champion": version if decision.becomes == "champion" else before}
     output.mkdir(parents=True, exist_ok=True)
     (output / "promote.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
-def read_gates(reports: dict[str, Path], digest: str) -> list[Verdict]:
-    """All verdicts of the reports; a gate that nobody judged counts as refused.
+def rollback(
+    registry: Registry, *, to: str | None, why: str, by: str, deployment: Deployment | None = None
+) -> dict[str, str]:
+    """Make the previous champion, or a version, champion again; no gate is asked.
+
+    Args:
+        registry: Where versions and aliases live.
+        to: Version; None for the one before.
+        why: Goes into the log.
+        by: Who does it.
+        deployment: Where it is written down what runs.
+
+    Returns:
+        `champion` and `champion_before`.
 
     Raises:
-        ModelError: The export report is about another file.
+        ModelError: There is nothing to go back to.
     """
-    gates: list[Verdict] = []
-    for name, path in reports.items():
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if name == "export" and digest not in {row["digest"] for row in report["files"].values()}:
-            raise ModelError(f"{path} tells of other files than the one with digest {digest[:12]}; export again")
-        verdicts = report.get("gates") or [report["gate"]]
-        gates += [Verdict(row["gate"], row["passed"], row["reasons"], row["figures"]) for row in verdicts]
-    judged = {gate.gate for gate in gates}
-    return gates + [
-        Verdict(name, False, ["not judged: its report is missing"]) for name in REQUIRED_GATES if name not in judged
-    ]
+    before = registry.version_of("champion") or ""
+    version = to or registry.version_of("previous")
+    if version is None:
+        raise ModelError(
+            "there is no previous champion to go back to; name a version with --to (see `voiceflow history`)"
+        )
+    if version == before:
+        raise ModelError(f"version {version} is the champion already")
+    digest = registry.tags_of(version).get("digest", "")
+    entry = _entry("rollback", before, version, why, by=by) | {"digest": digest}
+    _move(registry, deployment, Decision("champion", [why]), entry, version, before)
+    return {"champion": version, "champion_before": before}
 
 
-def _compare(
-    config: PromoteConfig, evaluation: EvaluateConfig, champion: Path, model_path: Path, dataset: Path
-) -> tuple[Compared, dict[str, Compared], dict[str, float]]:
-    recordings = held_out(dataset)
-    scores = {
-        name: SplitScores(dataset, recordings, StepModel(path), latency_s=evaluation.latency_s).scores
-        for name, path in (("champion", champion / "diarizer.onnx"), ("challenger", model_path))
-    }
+def _move(
+    registry: Registry,
+    deployment: Deployment | None,
+    decision: Decision,
+    entry: Mapping[str, str],
+    version: str,
+    before: str,
+) -> None:
+    """Aliases, manifests and the log, all or none."""
+    is_champion = decision.becomes == "champion"
+    if deployment is not None and is_champion:
+        deployment.check(version)
+    with registry.moving(entry) as done:
+        now = registry.version_of("champion") or ""
+        if now != before:
+            raise PlatformError(
+                f"the champion was version {before or 'none'} when this was judged and is {now or 'none'} now; "
+                "nothing was changed: run it again"
+            )
+        written: AbstractContextManager[Any] = nullcontext()
+        if deployment is not None and is_champion:
+            written = deployment.written(version, entry["digest"], entry["why"])
+        with written:
+            if is_champion:
+                if before:
+                    registry.set_alias("previous", before)
+                if registry.version_of("challenger") == version:
+                    registry.set_alias("challenger", None)
+                # Last, for this is what everybody looks at.
+                registry.set_alias("champion", version)
+            else:
+                registry.set_alias("challenger", version)
+            done()
+        registry.record({**entry, "becomes": decision.becomes})
 
-    def compared(names: list[str]) -> Compared:
-        reference = [scores["champion"][name].reference_s for name in names]
-        return compare(errors_s(scores["champion"], names), errors_s(scores["challenger"], names), reference, config)
 
-    slices = {
-        name: compared(members)
-        for name, members in slices_of(recordings).items()
-        if len(members) >= evaluation.min_slice_recordings
-    }
-    ders = {name: summarise(rows.values())["der"] for name, rows in scores.items()}
-    return compared([recording.name for recording in recordings]), slices, ders
+def _register(
+    registry: Registry,
+    candidate: Candidate,
+    stated: Provenance,
+    output: Path,
+    tags: Mapping[str, str],
+    sign: Sign | None,
+    bill: Bill | None,
+) -> str:
+    """Register the file with everything that is known of it, signed as a whole."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = {MODEL_FILE: candidate.model, **candidate.files}
+        for target, path in {**files, **{f"{name}.json": path for name, path in candidate.reports.items()}}.items():
+            shutil.copyfile(path, folder / target)
+        for target in ("card.md", "card.json", "plots"):
+            source = output / target
+            if source.is_dir():
+                shutil.copytree(source, folder / target)
+            elif source.is_file():
+                shutil.copyfile(source, folder / target)
+        (folder / PROVENANCE).write_text(stated.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if bill is not None:
+            der = json.loads(tags["der"])
+            (folder / "bom.cdx.json").write_text(bill(stated, der), encoding="utf-8")
+        if sign is not None:
+            sign(folder)
+        return registry.register(folder, tags=tags, run_id=candidate.run_id)
 
 
-def _tags(model_path: Path, outcome: str) -> dict[str, str]:
-    metadata = read_metadata(model_path)
+def _tags(metadata: ModelMetadata, digest: str) -> dict[str, str]:
     return {
-        "digest": file_digest(model_path),
+        "digest": digest,
         "model_version": metadata.version,
         "precision": metadata.precision,
         "data_revision": metadata.data_revision,
         "git_commit": metadata.git_commit,
         "contract_version": str(metadata.contract_version),
-        "decision": outcome,
         "der": json.dumps(metadata.der),
     }
+
+
+def _entry(action: str, before: str, to: str, why: str, *, by: str) -> dict[str, str]:
+    when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"action": action, "from": before, "to": to, "why": why[:MAX_WHY], "by": by, "when": when}

@@ -61,6 +61,12 @@ class SplitScores:
             self.revised[recording.name] = session.turns
         self.scores = self.score(0.0)
 
+    @property
+    def revisions_per_minute(self) -> float:
+        """Turns whose label was another when they were first told."""
+        revised = sum(len(_labelled(self.hypotheses[name]) - _labelled(turns)) for name, turns in self.revised.items())
+        return 60.0 * revised / max(sum(recording.duration_s for recording in self.recordings), 1e-9)
+
     def score(self, collar_per_side_s: float, *, revised: bool = False) -> dict[str, Score]:
         """Scores by recording, of the turns as first told or as revised."""
         hypotheses = self.revised if revised else self.hypotheses
@@ -73,6 +79,10 @@ class SplitScores:
             )
             for recording in self.recordings
         }
+
+
+def _labelled(turns: Sequence[Turn]) -> set[tuple[float, float, str]]:
+    return {(turn.start_s, turn.end_s, turn.speaker) for turn in turns}
 
 
 def held_out(dataset: Path) -> list[Recording]:
@@ -89,6 +99,36 @@ def slices_of(recordings: Sequence[Recording]) -> dict[str, list[str]]:
         for name in (recording.condition, speakers):
             slices.setdefault(name, []).append(recording.name)
     return dict(sorted(slices.items()))
+
+
+OVERLAP_BOUNDS = (0.05, 0.15)
+"""Shares of speech that is spoken at once which part slices."""
+DURATION_BOUNDS_S = (120.0, 600.0)
+
+
+def live_slices(recordings: Sequence[Recording], references: dict[str, list[Turn]]) -> dict[str, list[str]]:
+    """Slices by how much is spoken at once, and by duration where that differs."""
+    slices: dict[str, list[str]] = {}
+    low, high = OVERLAP_BOUNDS
+    short_s, long_s = DURATION_BOUNDS_S
+    for recording in recordings:
+        share, duration_s = overlap_share(references[recording.name]), recording.duration_s
+        overlap = "little overlap" if share < low else "much overlap" if share > high else "some overlap"
+        length = "under 2 min" if duration_s < short_s else "over 10 min" if duration_s > long_s else "2 to 10 min"
+        for name in (overlap, length):
+            slices.setdefault(name, []).append(recording.name)
+    return {name: members for name, members in sorted(slices.items()) if len(members) < len(recordings)}
+
+
+def overlap_share(turns: Sequence[Turn]) -> float:
+    """Share of the time in which anybody speaks in which more than one does."""
+    edges = sorted([(turn.start_s, 1) for turn in turns] + [(turn.end_s, -1) for turn in turns])
+    speaking, before_s, spoken_s, shared_s = 0, 0.0, 0.0, 0.0
+    for at_s, change in edges:
+        spoken_s += (at_s - before_s) * (speaking > 0)
+        shared_s += (at_s - before_s) * (speaking > 1)
+        speaking, before_s = speaking + change, at_s
+    return shared_s / spoken_s if spoken_s > 0 else 0.0
 
 
 def errors_s(scores: dict[str, Score], names: Sequence[str]) -> list[float]:

@@ -1,0 +1,123 @@
+"""Items of the rollout: bad models refused, comparisons that can be trusted, promotion and rollback."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bad_models import BAD
+from benchmarks.items import Row
+from benchmarks.promotions import AROUND, Workplace, refusal
+from voiceflow.config import load_params
+from voiceflow.gates import compare
+from voiceflow.runtime import StepModel, pretrained_path
+from voiceflow.stages.dataset import read_recordings
+from voiceflow.stages.prepare import prepare
+from voiceflow.stages.scoring import SplitScores, errors_s
+
+HOME = Path(".voiceflow/acceptance")
+DRAWS, CONVERSATIONS = 100, 100
+
+
+def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
+    """Each item's name and row."""
+    numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {"1": bad_models, "2": comparisons}
+    if item and item not in numbers:
+        raise SystemExit(f"expected an item of {', '.join(numbers)}, got {item!r}")
+    for number, run in numbers.items():
+        if item in ("", number) and not slow:
+            yield from run()
+
+
+def conversations() -> Path:
+    """Half of two speakers, half of four: a slice of each that is large enough to judge by."""
+    params = load_params(Path("params.yaml"))
+    dataset = HOME / "promotions"
+    counts = params.prepare.conversations.model_copy(update={"train": 1, "dev": 1, "test": 48})
+    changes = {"conversations": counts, "conversation_s": 30.0, "num_speakers_weights": [0.0, 0.5, 0.0, 0.5]}
+    config = params.prepare.model_copy(update=changes | {"recorded": None})
+    made = dataset / "prepare.json"
+    if not made.is_file() or json.loads(made.read_text())["config"] != config.model_dump(mode="json"):
+        shutil.rmtree(dataset, ignore_errors=True)
+        prepare(config, dataset, corpus=Path(config.corpus), revision="promotions")
+    return dataset.resolve()
+
+
+def bad_models() -> Iterator[tuple[str, Row]]:
+    """Item 1: twenty that must not become champion; each is a real file put through the real command."""
+    folder = (HOME / "workplace").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    place = Workplace(folder, conversations(), load_params(Path("params.yaml")))
+    try:
+        place.set_up()
+        code, told = place.run("promote", "--accept-equal", files=place.candidate(version="0.3.0"))
+        yield "1 a good model becomes champion", {"passed": code == 0, "figures": told.strip().splitlines()[-3:]}
+        for bad in BAD:
+            files = place.candidate(bad.change)
+            before = place.state()
+            code, told = place.run("promote", "--accept-equal", files=files)
+            faults = refusal(place, bad.says, code, told, before)
+            yield f"1 {bad.name}", {"passed": not faults, "figures": faults or reason(told)}
+        for name, (act, says) in AROUND.items():
+            code, told, before = act(place)
+            faults = refusal(place, says, code, told, before)
+            yield f"1 {name}", {"passed": not faults, "figures": faults or reason(told)}
+            if name == "a champion deleted meanwhile":
+                code, told = place.run("rollback", "--to", "1", "--why", "the champion was deleted")
+                yield "1 a champion named again", {"passed": code == 0, "figures": told.strip()}
+    finally:
+        place.close()
+
+
+def reason(told: str) -> str:
+    """The reasons at the end of what was printed."""
+    lines = [line.strip() for line in told.splitlines()]
+    begin = next((n for n, line in enumerate(lines) if "becomes nothing" in line), None)
+    found = [line for line in lines if line.startswith("error:")] if begin is None else lines[begin + 1 :]
+    return " | ".join(line for line in found if line and "━" not in line and not line.startswith("card:"))
+
+
+def comparisons() -> Iterator[tuple[str, Row]]:
+    """Item 2: real scores of conversations, and a model that is better by what is planted.
+
+    A better model is the shipped one with a share of each conversation's errors taken away, unevenly, so that the
+    whole has the DER that is wanted; an equal one errs as much on average, but elsewhere.
+    """
+    params = load_params(Path("params.yaml"), profile="acceptance")
+    dataset = HOME / "prepared"
+    recordings = read_recordings(dataset, "test")
+    scored = SplitScores(dataset, recordings, StepModel(pretrained_path()), latency_s=1.04).scores
+    other = SplitScores(dataset, recordings, StepModel(pretrained_path()), latency_s=0.64).scores
+    names = list(scored)
+    errors, speech = np.array(errors_s(scored, names)), np.array([scored[name].reference_s for name in names])
+    # How differently two models err on one conversation, less what one is worse by on the whole.
+    apart = np.array(errors_s(other, names)) - errors
+    apart -= speech * apart.sum() / speech.sum()
+    better = equal = itself = 0
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(names), CONVERSATIONS, replace=False)
+        champion, reference = errors[chosen], speech[chosen]
+        signs = rng.choice([-1.0, 1.0], CONVERSATIONS)
+        noise = apart[chosen] * signs
+        noise -= reference * noise.sum() / reference.sum()
+        better += compare(champion, champion + noise - 0.03 * reference, reference, params.promote).verdict == "better"
+        fresh = apart[chosen] * rng.choice([-1.0, 1.0], CONVERSATIONS)
+        equal += compare(champion, champion + fresh, reference, params.promote).verdict == "better"
+        itself += compare(champion, champion, reference, params.promote).verdict == "better"
+    spread = round(float(100 * apart.std() / speech.mean()), 2)
+    told: dict[str, Any] = {"draws": DRAWS, "conversations": CONVERSATIONS, "spread_of_differences_points": spread}
+    yield "2 a champion against itself is never better", {"passed": itself == 0, "figures": told | {"better": itself}}
+    yield "2 3 points better is found", {"passed": better >= 95, "figures": told | {"better": better}}
+    yield "2 an equal one is not", {"passed": equal <= 5, "figures": told | {"better": equal}}
+
+
+def changed_lines(repository: Path) -> list[str]:
+    """Lines that the last commit put in."""
+    command = ["git", "-C", str(repository), "show", "--format=", "--unified=0", "HEAD"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line[1:] for line in told.splitlines() if line.startswith("+") and not line.startswith("+++")]

@@ -1,0 +1,167 @@
+"""The real command on a real MLflow server; the whole list of bad models is `make acceptance PART=rollout`."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from benchmarks.bad_models import BAD
+from benchmarks.promotions import AROUND, Workplace, refusal
+from tests.conftest import small
+from voiceflow.adapters.bom import BOM
+from voiceflow.provenance import read_provenance
+from voiceflow.stages.prepare import prepare
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def place(params, corpus, tmp_path_factory):
+    """Twelve conversations of 12 s, a long stream of one minute, MLflow on SQLite."""
+    folder = tmp_path_factory.mktemp("promote")
+    shorter = params.promote.model_copy(update={"long_stream_s": 60.0, "long_from_s": 40.0})
+    # Espeak's voices are harder than people's, and the machine has other work to do.
+    easier = params.evaluate.model_copy(update={"max_der": 0.9, "max_der_per_slice": 1.0, "max_flips_per_minute": 60.0})
+    slower = params.latency.model_copy(update={"max_p99_ms": {"cpu": {"1": 500.0}}, "min_streams_per_core": 10.0})
+    values = small(params.model_copy(update={"promote": shorter, "evaluate": easier, "latency": slower}))
+    counts = values.prepare.conversations.model_copy(update={"test": 12})
+    config = values.prepare.model_copy(update={"conversations": counts})
+    dataset = folder / "prepared"
+    prepare(config, dataset, corpus=corpus, revision="tests")
+    place = Workplace(folder / "place", dataset, values.model_copy(update={"prepare": config}))
+    place.set_up()
+    yield place
+    place.close()
+
+
+def test_promotion_and_rollback_move_aliases_and_three_lines_of_a_manifest(place):
+    files = place.candidate(version="0.3.0")
+    code, told = place.run("promote", "--accept-equal", "--sign-key", str(place.private_key), files=files)
+    assert code == 0, told
+    assert place.state()["aliases"] == {"champion": "2", "challenger": None, "previous": "1"}
+    deployed = (place.manifests / "overlays/local/model/model.env").read_text()
+    with place.client() as registry:
+        tags, folder = registry.tags_of("2"), registry.download("2")
+        assert deployed == f"storageUri={registry.storage_uri('2')}\ndigest={tags['digest']}\nversion=2\n"
+    changed = os.popen(f"git -C {place.manifests.parent} show --format= --name-only HEAD").read().split()
+    assert changed == ["manifests/overlays/local/model/model.env"]
+    # What is registered is all that is known of the file, signed as a whole.
+    stated = read_provenance(folder)
+    assert stated.digest == tags["digest"]
+    assert stated.data_revision == "tests"
+    assert all(stated.gates.values())
+    bom = json.loads((folder / BOM).read_text())
+    assert bom["metadata"]["component"]["hashes"][0]["content"] == stated.digest
+    assert bom["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert "becomes champion" in (folder / "card.md").read_text()
+    assert (folder / "plots" / "der_by_slice.png").stat().st_size > 1000
+
+    code, told = place.run("rollback", "--why", "it was too polite")
+    assert code == 0, told
+    assert place.state()["aliases"] == {"champion": "1", "challenger": None, "previous": "2"}
+    assert "version=1\n" in (place.manifests / "overlays/local/model/model.env").read_text()
+    code, told = place.run("history", "--json")
+    log = json.loads(told[told.index("{") :])["log"]
+    assert [(entry["action"], entry["from"], entry["to"]) for entry in log] == [
+        ("begin", "", "1"),
+        ("promote", "1", "2"),
+        ("rollback", "2", "1"),
+    ]
+    assert log[-1]["why"] == "it was too polite"
+    assert all(entry["by"] and entry["when"] for entry in log)
+    code, told = place.run("history")
+    assert "it was too polite" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("bad", [one for one in BAD if one.name in ("NaN weights", "11 MB", "swapped slots")], ids=str)
+def test_a_bad_file_is_refused_and_nothing_changes(place, bad):
+    files = place.candidate(bad.change)
+    before = place.state()
+    assert refusal(place, bad.says, *place.run("promote", "--accept-equal", files=files), before) == {}
+
+
+@pytest.mark.parametrize("name", ["tampered file", "gate results of another digest", "MLflow down in the middle"])
+def test_what_happens_around_a_file_is_noticed_and_nothing_changes(place, name):
+    act, says = AROUND[name]
+    code, told, before = act(place)
+    assert refusal(place, says, code, told, before) == {}
+
+
+def test_a_promotion_that_died_is_put_right_by_the_next_command(place):
+    with place.client() as registry:
+        before = {alias: registry.version_of(alias) for alias in ("champion", "previous")}
+        # As a process leaves it that was killed in the middle: its number is nobody's now.
+        version = registry.register(place.folder / "timed", tags={}, run_id=None)
+        entry = {
+            "action": "promote",
+            "from": "1",
+            "to": version,
+            "by": "somebody",
+            "when": "now",
+            "why": "it is better",
+        }
+        owner = f"somebody@{socket.gethostname()}:4194305"
+        registry._lock({"owner": owner, "before": json.dumps(before), "entry": json.dumps(entry)})
+        registry.set_alias("champion", version)
+    code, told = place.run("history", "--json")
+    assert code == 0, told
+    rows = json.loads(told[told.index("{") :])
+    assert rows["log"][-1]["action"] == "promote undone"
+    assert place.state()["aliases"]["champion"] == before["champion"]
+
+
+def test_a_server_refuses_what_is_not_signed_and_tells_where_a_model_comes_from(place, start_server, tmp_path):
+    with place.client() as registry:
+        folder = registry.download("2")
+    env = {**os.environ, "VOICEFLOW_VERIFY_KEY": str(place.public_key)}
+    port, _ = start_server("serving.transformer", "--model", str(folder), env=env)
+    answer = httpx.get(f"http://127.0.0.1:{port}/v1/model").json()
+    assert answer["provenance"]["digest"] == read_provenance(folder).digest
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    (changed / "provenance.json").write_text((changed / "provenance.json").read_text().replace("tests", "other"))
+    for model, says in ((changed, "Hash mismatch"), ("pretrained", "the model is unsigned")):
+        with pytest.raises(AssertionError, match=says):
+            start_server("serving.transformer", "--model", str(model), env=env)
+    wrong = {**os.environ, "VOICEFLOW_MODEL_DIGEST": "0" * 64}
+    with pytest.raises(AssertionError, match="expected the file with digest"):
+        start_server("serving.transformer", "--model", str(folder), env=wrong)
+
+
+def test_what_cannot_be_done_is_told_before_anything_is_judged(place):
+    for arguments, says, code in (
+        (["--env", "nowhere"], "expected one of dev, local, production, staging", 2),
+        (["99"], "has no version 99", 1),
+        (["0123456789abcdef0123456789abcdef"], "has no run", 1),
+    ):
+        actual, told = place.run("promote", *arguments)
+        assert (actual, says in " ".join(told.split())) == (code, True), told
+
+
+def test_kserve_cannot_fetch_from_a_disk(place):
+    files = place.candidate(version="0.9.0")
+    before = place.state()
+    code, told = place.run("promote", "--accept-equal", "--env", "staging", files=files)
+    assert code == 2
+    assert "KServe cannot fetch file://" in " ".join(told.split())
+    assert place.state() == before
+
+
+def test_overlays_name_the_promoted_model_everywhere(place):
+    rendered = os.popen(f"kubectl kustomize {place.manifests / 'overlays' / 'local'}").read()
+    if not rendered:
+        pytest.skip("kubectl is not installed")
+    text = (place.manifests / "overlays/local/model/model.env").read_text()
+    named = dict(line.split("=", 1) for line in text.split())
+    found = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "InferenceService"]
+    for service in found:
+        assert service["metadata"]["annotations"]["voiceflow.dev/storage-uri"] == named["storageUri"]
+        assert service["metadata"]["annotations"]["voiceflow.dev/model-version"] == named["version"]
+    (container,) = found[0]["spec"]["predictor"]["containers"]
+    assert {"name": "VOICEFLOW_MODEL_DIGEST", "value": named["digest"]} in container["env"]
+    assert Path(place.manifests).is_dir()
