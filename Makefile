@@ -95,5 +95,5 @@ curve: setup ## DER against training voices and hours: five small networks, abou
 compile: setup ## Compile the pipeline into pipelines/training.yaml
 	$(BIN)/python -m pipelines
 
-manifests: setup ## Render manifests/base
-	kubectl kustomize manifests/base
+manifests: setup tools ## Render every overlay, validate it strictly, check our policies and alerts
+	$(BIN)/python manifests/check.py
