@@ -1,8 +1,11 @@
 """Items of the rollout: bad models refused, comparisons that can be trusted, promotion and rollback."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bad_models import BAD
-from benchmarks.items import Row
+from benchmarks.items import Row, tests_pass
 from benchmarks.promotions import AROUND, Workplace, refusal
 from voiceflow.config import load_params
 from voiceflow.gates import compare
@@ -25,7 +28,12 @@ DRAWS, CONVERSATIONS = 100, 100
 
 def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
     """Each item's name and row."""
-    numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {"1": bad_models, "2": comparisons}
+    numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {
+        "1": bad_models,
+        "2": comparisons,
+        "5": manifests,
+        "6": on_postgres,
+    }
     if item and item not in numbers:
         raise SystemExit(f"expected an item of {', '.join(numbers)}, got {item!r}")
     for number, run in numbers.items():
@@ -116,8 +124,20 @@ def comparisons() -> Iterator[tuple[str, Row]]:
     yield "2 an equal one is not", {"passed": equal <= 5, "figures": told | {"better": equal}}
 
 
-def changed_lines(repository: Path) -> list[str]:
-    """Lines that the last commit put in."""
-    command = ["git", "-C", str(repository), "show", "--format=", "--unified=0", "HEAD"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line[1:] for line in told.splitlines() if line.startswith("+") and not line.startswith("+++")]
+def manifests() -> Iterator[tuple[str, Row]]:
+    """Item 5: overlays, planted faults, and the serving image's scripts in a clean environment."""
+    yield "5 every overlay, each planted fault", tests_pass("tests/integration/test_manifests.py")
+    yield "5 workflows, compose, Dockerfiles", tests_pass("tests/integration/test_workflows.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        clean = {"HOME": scratch, "PATH": os.pathsep.join([str(Path(sys.base_prefix) / "bin"), "/usr/bin", "/bin"])}
+        target = str(Path(scratch) / "venv")
+        for script in ("install.sh", "smoke.sh"):
+            command = ["bash", f"images/{script}", "serving", target]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+            told = (done.stdout + done.stderr).strip().splitlines()[-2:]
+            yield f"5 images/{script} serving, clean environment", {"passed": not done.returncode, "figures": told}
+
+
+def on_postgres() -> Iterator[tuple[str, Row]]:
+    """Item 6: promotion and rollback on a fresh MLflow server with PostgreSQL."""
+    yield "6 promote and rollback on PostgreSQL", tests_pass("tests/e2e/test_promote.py", "-k", "postgres")

@@ -287,6 +287,8 @@ class StreamingConfig(Section):
     """Streams that are held at most, whatever the machine could carry."""
     max_load: float = Field(gt=0, le=1)
     """A new stream is refused with 4429 where the engine is busy for more than this share of the time."""
+    max_late_ms: float = Field(gt=0)
+    """So is it where answers come, on average, so long after the audio that they need: others need the CPU too."""
     max_requests_per_minute: int = Field(ge=1)
     """New streams and other requests of one API key."""
     max_speed: float = Field(ge=0)

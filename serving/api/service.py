@@ -123,8 +123,10 @@ class Service:
 
     @property
     def is_full(self) -> bool:
-        """Whether a new stream would be refused."""
-        return self.engine.num_streams >= self.engine.capacity or self.num_streams >= self.config.max_streams
+        """Whether a new stream would be refused: there are as many as can be held, or answers come late as it is."""
+        is_late = 1000.0 * self.engine.late_s > self.config.max_late_ms
+        is_taken = self.engine.num_streams >= self.engine.capacity or self.num_streams >= self.config.max_streams
+        return is_late or is_taken
 
     def admit(self) -> None:
         """Let a stream in.

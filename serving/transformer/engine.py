@@ -27,8 +27,8 @@ PACKETS_COST = 300e-6
 ENOUGH_STREAMS = 32
 """So many streams say what one takes."""
 READ_EVERY_S = 0.05
-LOAD_OVER_S = 1.0
-"""The load is a running mean over about so long."""
+LOAD_OVER_S, LATE_OVER_S = 1.0, 0.5
+"""The load, and how late answers are, are running means over about so long."""
 
 
 @dataclass(eq=False)
@@ -81,8 +81,11 @@ class Engine:
         self.config = config
         self.load = 0.0
         """Share of the time in which this process had work to do, or wanted to and was not let."""
+        self.late_s = 0.0
+        """How long answers come after the audio that they need, of late."""
         self._cost = 0.0
         """Share of the time that one stream takes among many; measured before the first one comes."""
+        self._told_s = 0.0
         self._score = score
         self._lanes = Lanes(metadata)
         self._streams: dict[int, Stream] = {}
@@ -168,6 +171,7 @@ class Engine:
         """So much time passed: where there was nothing to do, the load falls."""
         if not self._work.is_set():
             self.load -= min(1.0, passed_s / LOAD_OVER_S) * self.load
+            self.late_s -= min(1.0, passed_s / LATE_OVER_S) * self.late_s
 
     async def settle(self, stream: Stream) -> None:
         """See `Stream.settle`."""
@@ -211,9 +215,13 @@ class Engine:
             if stream.failure is not None:
                 self.leave(stream)
         observed = streams[:: max(1, len(streams) // OBSERVED)]
-        for stream in observed:
-            if stream.heard_s is not None:
-                metrics.EMISSION.observe(now_s - stream.heard_s)
+        late_s = [now_s - stream.heard_s for stream in observed if stream.heard_s is not None]
+        for one_s in late_s:
+            metrics.EMISSION.observe(one_s)
+        if late_s:
+            passed_s = min(LATE_OVER_S, now_s - self._told_s)
+            self.late_s += passed_s / LATE_OVER_S * (sum(late_s) / len(late_s) - self.late_s)
+            self._told_s = now_s
         for stream in streams:
             stream.heard_s = now_s if stream.session.waiting_s else None
 
