@@ -60,7 +60,7 @@ class MlflowServer:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:
                     return
@@ -73,6 +73,35 @@ class MlflowServer:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server of its own, on a port that is free; yields its address for MLflow.
+
+    Raises:
+        FileNotFoundError: It is not installed.
+    """
+    found = [*sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)]
+    control = Path(shutil.which("pg_ctl") or (found[0] if found else "pg_ctl")).resolve()
+    if not control.is_file():
+        raise FileNotFoundError("PostgreSQL is not installed: apt-get install postgresql")
+    folder.mkdir(parents=True)
+    # It does not run as root.
+    account: list[str] = []
+    if os.geteuid() == 0:
+        account = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres")
+    port, data = free_port(), folder / "data"
+    settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    quiet: Any = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([*account, control.with_name("initdb"), "-A", "trust", "-U", "mlflow", "-D", data], **quiet)
+    log = folder / "log"
+    subprocess.run([*account, control, "start", "-w", "-D", data, "-l", log, "-o", settings], **quiet)
+    try:
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*account, control, "stop", "-m", "immediate", "-D", data], **quiet | {"check": False})
 
 
 class Workplace:

@@ -24,7 +24,7 @@ serving-gpu)
     ;;
 pipelines)
     pip install -c "$constraints" "torch==2.13.0"
-    pip install -c "$constraints" "$source[train,pipelines,validation,s3]" psycopg2-binary boto3
+    pip install -c "$constraints" "$source[train,pipelines,validation,s3]" "psycopg[binary]" boto3
     ;;
 *)
     echo "expected serving, serving-gpu or pipelines, got $kind" >&2
