@@ -276,6 +276,41 @@ class PromoteConfig(Section):
     """Gate: DER after `long_from_s`, as a fraction, above the champion's."""
 
 
+class RolloutConfig(Section):
+    """How a challenger is given more and more of the streams, on evidence."""
+
+    steps: list[float] = Field(min_length=1)
+    """Shares of new streams, in their order; the last is 1."""
+    look_s: float = Field(gt=0)
+    """Time between two looks; what came since the last one is one observation."""
+    min_looks: int = Field(ge=1)
+    """Looks at a step before the next one."""
+    max_looks: int = Field(ge=1)
+    """Looks at a step after which it is held for somebody to decide, if the evidence is not there by then."""
+    min_streams: int = Field(ge=1)
+    """A look that saw fewer streams of the challenger says nothing."""
+    false_alarm: float = Field(gt=0, lt=1)
+    """Chance that a challenger which is within the margins is ever rolled back, for each measure."""
+    false_advance: float = Field(gt=0, lt=1)
+    """Chance that one which is beyond a margin passes a step, for each measure."""
+    max_errors: float = Field(gt=0, lt=1)
+    """Share of steps that fail, above the champion's."""
+    max_late: float = Field(gt=0, lt=1)
+    """Share of answers that come late, above the champion's."""
+    late_ms: float = Field(gt=0)
+    """An answer is late that comes so long after the audio it needs."""
+    max_flips_per_minute: float = Field(gt=0)
+    """Label flips of a stream, above the champion's."""
+    max_cross_der: float = Field(gt=0, lt=1)
+    """DER of the challenger's answers to shadowed streams, taking the champion's for the truth."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.steps != sorted(self.steps) or self.steps[-1] != 1.0 or self.steps[0] <= 0:
+            raise ValueError("rollout.steps must be increasing shares that end with 1.0")
+        return self
+
+
 class StreamingConfig(Section):
     """Defaults and limits of live streams."""
 
@@ -326,6 +361,7 @@ class Params(Section):
     export: ExportConfig
     latency: LatencyConfig
     promote: PromoteConfig
+    rollout: RolloutConfig
     streaming: StreamingConfig
 
     @model_validator(mode="after")

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from voiceflow.stages.rollout import Rollout, Seen, Window, look, roll_out
+
+
+class Simulated:
+    """Traffic whose challenger is as bad as told; counts how often it was shown to anybody."""
+
+    def __init__(self, *, late=0.0, errors=0.0, flips=0.0, cross_der=0.1, seed=0, die_at=None):
+        self.bad = {"late": late, "errors": errors, "flips": flips, "cross_der": cross_der}
+        self.rng = np.random.default_rng(seed)
+        self.weights, self.looks, self.ends, self.die_at = [], 0, [], die_at
+
+    def give(self, weight):
+        self.weights.append(weight)
+
+    def see(self):
+        self.looks += 1
+        if self.looks == self.die_at:
+            raise KeyboardInterrupt
+        noise = self.rng.normal(0, 0.01, 6)
+
+        def share(value):
+            return float(np.clip(value, 0.0, 1.0))
+
+        champion = Seen(300, share(noise[0] / 10), share(0.02 + noise[1]), max(0.0, 1.4 + 20 * noise[2]))
+        challenger = Seen(
+            300 * self.weights[-1],
+            share(self.bad["errors"] + noise[3] / 10),
+            share(0.02 + self.bad["late"] + noise[4]),
+            max(0.0, 1.4 + self.bad["flips"] + 20 * noise[5]),
+        )
+        return Window(champion, challenger, share(self.bad["cross_der"] + noise[0]))
+
+    def end(self, rollout):
+        self.ends.append(rollout.status)
+
+
+class Memory:
+    def __init__(self):
+        self.text = None
+
+    def read(self):
+        return None if self.text is None else Rollout.model_validate_json(self.text)
+
+    def write(self, rollout):
+        self.text = rollout.model_dump_json()
+
+
+def run(params, traffic, journal=None):
+    return roll_out(params.rollout, journal or Memory(), traffic, champion="1", challenger="2")
+
+
+def test_a_good_challenger_goes_to_all_streams_step_by_step(params):
+    traffic = Simulated()
+    ended = run(params, traffic)
+    assert ended.status == "promoted", ended.why
+    assert list(dict.fromkeys(traffic.weights)) == params.rollout.steps
+    assert traffic.ends == ["promoted"]
+    assert len(ended.log) == len(params.rollout.steps)
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"late": 0.8}, "late answers"),
+        ({"errors": 0.7}, "errors"),
+        ({"flips": 9.0}, "flips"),
+        ({"cross_der": 0.9}, "cross der"),
+    ],
+)
+def test_a_bad_one_is_rolled_back_within_two_minutes_and_few_ever_saw_it(params, bad, word):
+    traffic = Simulated(**bad)
+    ended = run(params, traffic)
+    assert ended.status == "rolled_back"
+    assert word in ended.why
+    assert traffic.looks * params.rollout.look_s <= 120.0
+    assert max(traffic.weights) <= 0.05
+    assert traffic.weights[-1] == 0.0
+
+
+def test_good_ones_are_hardly_ever_rolled_back(params):
+    ends = [run(params, Simulated(seed=seed)).status for seed in range(60)]
+    assert ends.count("promoted") >= 58
+
+
+def test_one_at_the_margin_is_not_promoted_and_waits_for_somebody(params):
+    config = params.rollout.model_copy(update={"max_looks": 60})
+    traffic = Simulated(late=config.max_late)
+    ended = roll_out(config, Memory(), traffic, champion="1", challenger="2")
+    assert ended.status == "held"
+    assert "for you to decide" in ended.why
+    assert traffic.ends == []
+
+
+@pytest.mark.parametrize("bad", [{}, {"late": 0.8}], ids=["good", "slow"])
+def test_killed_at_any_look_it_ends_where_it_would_have(params, bad):
+    """The traffic goes on meanwhile: the same windows come, whoever looks."""
+    whole = Simulated(**bad)
+    expected = run(params, whole)
+    for die_at in range(1, whole.looks + 1, max(1, whole.looks // 8)):
+        journal, traffic = Memory(), Simulated(**bad, die_at=die_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(params, traffic, journal)
+        again = Simulated(**bad)
+        for _ in range(die_at - 1):  # what came before the crash does not come again
+            again.weights.append(params.rollout.steps[0])
+            again.see()
+        again.weights.clear()
+        ended = run(params, again, journal)
+        assert (ended.status, ended.step, ended.log) == (expected.status, expected.step, expected.log)
+
+
+def test_an_ended_rollout_is_not_begun_again_and_another_challenger_is(params):
+    journal = Memory()
+    run(params, Simulated(late=0.9), journal)
+    again = Simulated()
+    assert run(params, again, journal).status == "rolled_back"
+    assert again.looks == 0
+    other = roll_out(params.rollout, journal, Simulated(), champion="1", challenger="3")
+    assert other.status == "promoted"
+
+
+def test_a_challenger_that_is_down_goes_at_once_and_one_that_nobody_hears_is_held(params):
+    quiet = Seen(0, 0.0, 0.0, 0.0)
+    down = look(Rollout(champion="1", challenger="2"), Window(quiet, quiet, is_down=True), params.rollout)
+    assert (down.status, down.why) == ("rolled_back", "the challenger is down")
+    rollout = Rollout(champion="1", challenger="2")
+    for _ in range(params.rollout.max_looks):
+        rollout = look(rollout, Window(quiet, quiet), params.rollout)
+    assert rollout.status == "held"
+    assert "too few streams" in rollout.why

@@ -1,0 +1,238 @@
+"""rollout: gives a challenger more and more of the streams, holds, or takes them back, on evidence alone.
+
+Everything is decided by `look`, a pure function of what was seen; `roll_out` is the loop around it. Its state is
+written down before anything is done, so that one that was killed goes on where it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from voiceflow.config import RolloutConfig, Section
+from voiceflow.sequential import Wager
+
+Status = Literal["running", "held", "promoted", "rolled_back"]
+FLIPS_RANGE = 10.0
+"""Flips a minute beyond which more make no difference."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One variant since the last look."""
+
+    streams: float
+    """Open on average."""
+    errors: float
+    """Share of its steps that failed."""
+    late: float
+    """Share of its answers that came later than `late_ms`."""
+    flips_per_minute: float
+    """Of a stream."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What came since the last look."""
+
+    champion: Seen
+    challenger: Seen
+    cross_der: float | None = None
+    """Of shadowed streams; None where there were none."""
+    is_down: bool = False
+    """Whether the challenger cannot be loaded, or lost all its streams."""
+
+
+class Measure(Section):
+    """The evidence on one measure: for being worse, since the rollout began; for being fine, since the step did."""
+
+    worse: dict[str, Any]
+    fine: dict[str, Any]
+
+
+class Rollout(Section):
+    """A rollout as it is written down."""
+
+    champion: str
+    challenger: str
+    """Versions."""
+    step: int = 0
+    looks: int = 0
+    """That said something, at this step."""
+    empty_looks: int = 0
+    status: Status = "running"
+    why: str = ""
+    measures: dict[str, Measure] = Field(default_factory=dict)
+    log: list[str] = Field(default_factory=list)
+
+    def weight(self, config: RolloutConfig) -> float:
+        """Share of new streams that the challenger is to have."""
+        match self.status:
+            case "rolled_back":
+                return 0.0
+            case "promoted":
+                return 1.0
+            case _:
+                return config.steps[self.step]
+
+
+def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
+    """What becomes of a rollout after one more look.
+
+    Args:
+        rollout: As it was; one that has ended stays as it is.
+        window: What was seen.
+        config: Steps, margins and chances of error.
+
+    Returns:
+        As it is now: its status, and why.
+    """
+    if rollout.status in ("promoted", "rolled_back"):
+        return rollout
+    if window.is_down:
+        return _ended(rollout, "rolled_back", "the challenger is down")
+    if window.challenger.streams < config.min_streams:
+        held = rollout.empty_looks + 1 >= config.max_looks
+        why = "too few streams came to the challenger to say anything" if held else rollout.why
+        return rollout.model_copy(
+            update={
+                "empty_looks": rollout.empty_looks + 1,
+                "status": "held" if held else rollout.status,
+                "why": why,
+            }
+        )
+    values = _differences(window)
+    measures: dict[str, Measure] = {}
+    proved_worse, proved_fine = [], True
+    for name, (margin, low, high, unit, scale) in _bounds(config).items():
+        before = rollout.measures.get(name)
+        worse = Wager(**before.worse) if before else Wager(margin, "above", low, high)
+        fine = Wager(**before.fine) if before else Wager(margin, "below", low, high)
+        value = values[name]
+        if value is not None:
+            worse.see(value)
+            fine.see(value)
+            if worse.is_won(config.false_alarm):
+                proved_worse.append(
+                    f"{name.replace('_', ' ')} {scale * value:+.1f} {unit} in the last look, and beyond "
+                    f"{scale * margin:.1f} {unit} with confidence {1 - config.false_alarm:.0%}"
+                )
+            proved_fine = proved_fine and fine.is_won(config.false_advance)
+        measures[name] = Measure(worse=worse.as_dict(), fine=fine.as_dict())
+    now = rollout.model_copy(
+        update={"measures": measures, "looks": rollout.looks + 1, "empty_looks": 0, "status": "running"}
+    )
+    if proved_worse:
+        return _ended(now, "rolled_back", "; ".join(proved_worse))
+    if proved_fine and now.looks >= config.min_looks:
+        return _advanced(now, config)
+    if now.looks >= config.max_looks:
+        why = f"neither worse nor fine after {now.looks} looks at {config.steps[now.step]:.0%}; held for you to decide"
+        return now.model_copy(update={"status": "held", "why": why})
+    return now
+
+
+def _differences(window: Window) -> dict[str, float | None]:
+    before, now = window.champion, window.challenger
+    return {
+        "errors": now.errors - before.errors,
+        "late_answers": now.late - before.late,
+        "flips": now.flips_per_minute - before.flips_per_minute,
+        "cross_der": window.cross_der,
+    }
+
+
+def _bounds(config: RolloutConfig) -> dict[str, tuple[float, float, float, str, float]]:
+    """Margin, least and greatest value, unit and what makes it of the number, by measure."""
+    return {
+        "errors": (config.max_errors, -1.0, 1.0, "points", 100.0),
+        "late_answers": (config.max_late, -1.0, 1.0, "points", 100.0),
+        "flips": (config.max_flips_per_minute, -FLIPS_RANGE, FLIPS_RANGE, "a minute", 1.0),
+        "cross_der": (config.max_cross_der, 0.0, 1.0, "points", 100.0),
+    }
+
+
+def _advanced(rollout: Rollout, config: RolloutConfig) -> Rollout:
+    share = config.steps[rollout.step]
+    if rollout.step + 1 == len(config.steps):
+        return _ended(rollout, "promoted", f"within every margin at {share:.0%} after {rollout.looks} looks")
+    onward = config.steps[rollout.step + 1]
+    why = f"within every margin at {share:.0%} after {rollout.looks} looks: on to {onward:.0%}"
+    bounds = _bounds(config)
+    fresh = {
+        name: Measure(worse=measure.worse, fine=Wager(bounds[name][0], "below", *bounds[name][1:3]).as_dict())
+        for name, measure in rollout.measures.items()
+    }
+    changes = {"step": rollout.step + 1, "looks": 0, "why": why, "measures": fresh, "log": [*rollout.log, why]}
+    return rollout.model_copy(update=changes)
+
+
+def _ended(rollout: Rollout, status: Status, why: str) -> Rollout:
+    return rollout.model_copy(update={"status": status, "why": why, "log": [*rollout.log, f"{status}: {why}"]})
+
+
+class Journal(Protocol):
+    """Where a rollout is written down."""
+
+    def read(self) -> Rollout | None:
+        """The one under way, or that ended last."""
+        ...
+
+    def write(self, rollout: Rollout) -> None:
+        """Write it down, whole or not at all."""
+        ...
+
+
+class Traffic(Protocol):
+    """What serves."""
+
+    def give(self, weight: float) -> None:
+        """Share of new streams for the challenger; the same again does nothing."""
+        ...
+
+    def see(self) -> Window:
+        """What came since it was asked last; waits for `look_s`."""
+        ...
+
+    def end(self, rollout: Rollout) -> None:
+        """It has ended: the challenger is champion now, or its streams go back to the champion. Again does nothing."""
+        ...
+
+
+def roll_out(
+    config: RolloutConfig,
+    journal: Journal,
+    traffic: Traffic,
+    *,
+    champion: str,
+    challenger: str,
+    tell: Callable[[Rollout], None] = lambda rollout: None,
+) -> Rollout:
+    """Carry a rollout to its end, from its beginning or from where one that was killed had come.
+
+    Args:
+        config: Steps, margins and chances of error.
+        journal: Where it is written down.
+        traffic: What serves.
+        champion: Version that serves now.
+        challenger: Version that is to.
+        tell: Called after every look.
+
+    Returns:
+        How it ended: promoted, rolled back, or held.
+    """
+    known = journal.read()
+    same = known is not None and (known.champion, known.challenger) == (champion, challenger)
+    rollout = known if known is not None and same else Rollout(champion=champion, challenger=challenger)
+    journal.write(rollout)
+    while rollout.status == "running":
+        traffic.give(rollout.weight(config))
+        rollout = look(rollout, traffic.see(), config)
+        # First written, then done: whoever goes on after a crash does it again, to the same end.
+        journal.write(rollout)
+        tell(rollout)
+    traffic.give(rollout.weight(config))
+    if rollout.status != "held":
+        traffic.end(rollout)
+    return rollout
