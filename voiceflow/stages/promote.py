@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,12 +14,12 @@ from voiceflow.audio import file_digest
 from voiceflow.config import EvaluateConfig, PromoteConfig
 from voiceflow.contract import ModelMetadata, read_metadata
 from voiceflow.errors import ModelError, PlatformError
-from voiceflow.gates import Decision, decide
+from voiceflow.gates import Decision, Verdict, decide
 from voiceflow.provenance import PROVENANCE, Provenance, state_provenance
 from voiceflow.runtime import pretrained_path
 from voiceflow.stages.card import write_card
 from voiceflow.stages.judging import Candidate, judge
-from voiceflow.stages.trial import Progress, as_tables
+from voiceflow.stages.trial import Progress, Trial, as_tables
 
 MODEL_FILE = "diarizer.onnx"
 MAX_WHY = 2000
@@ -165,28 +165,11 @@ def promote(
     version = candidate.version or registry.find_digest(digest)
     if version == before and decision.becomes != "nothing":
         decision = Decision("nothing", ["this very file is the champion already"])
-    summary: dict[str, Any] = {
-        "version": version,
-        "digest": digest,
-        "becomes": decision.becomes,
-        "reasons": decision.reasons,
-        "champion": before,
-        "champion_before": before,
-        "accept_equal": accept_equal,
-        "metadata": None if metadata is None else metadata.model_dump(),
-        "der": {},
-        "slices": {},
-        "by_latency": {},
-        "comparison": {},
-        "gates": [gate.as_dict() for gate in gates],
-    }
+    summary = _summary(digest, gates, metadata, trial, decision)
+    summary |= {"version": version, "champion": before, "champion_before": before, "accept_equal": accept_equal}
+    for stale in ("card.md", "card.json"):
+        (output / stale).unlink(missing_ok=True)
     if trial is not None:
-        summary["der"] = {name: trial.figures[name]["overall"]["der"] for name in ("champion", "candidate")}
-        summary["slices"] = as_tables(trial.figures)
-        summary["by_latency"] = trial.by_latency
-        summary["comparison"] = {"overall": asdict(trial.overall)} | {
-            name: asdict(value) for name, value in trial.slices.items()
-        }
         latency = candidate.reports.get("latency")
         write_card(summary, json.loads(latency.read_text(encoding="utf-8")) if latency else {}, output)
     entry = _entry("promote", before, version or "", "; ".join(decision.reasons), by=by) | {"digest": digest}
@@ -196,7 +179,8 @@ def promote(
         registry.record(entry | {"action": "refuse"})
     else:
         assert metadata is not None
-        if candidate.version is None and version is None:
+        is_unsigned = sign is not None and version is not None and registry.tags_of(version).get("signed") != "true"
+        if version is None or (is_unsigned and candidate.version is None):
             stated = state_provenance(
                 metadata,
                 digest=digest,
@@ -208,11 +192,34 @@ def promote(
             )
             tags = _tags(metadata, digest) | {"signed": str(sign is not None).lower()}
             version = _register(registry, candidate, stated, output, tags, sign, bill)
-        assert version is not None
         _move(registry, deployment, decision, entry | {"to": version}, version, before)
         summary |= {"version": version, "champion": version if decision.becomes == "champion" else before}
     output.mkdir(parents=True, exist_ok=True)
     (output / "promote.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _summary(
+    digest: str, gates: Sequence[Verdict], metadata: ModelMetadata | None, trial: Trial | None, decision: Decision
+) -> dict[str, Any]:
+    """What was found out about a candidate, for promote.json and the card."""
+    summary: dict[str, Any] = {
+        "digest": digest,
+        "becomes": decision.becomes,
+        "reasons": decision.reasons,
+        "metadata": None if metadata is None else metadata.model_dump(),
+        "gates": [gate.as_dict() for gate in gates],
+        "der": {},
+        "slices": {},
+        "by_latency": {},
+        "comparison": {},
+    }
+    if trial is not None:
+        compared = {"overall": trial.overall} | trial.slices
+        summary["der"] = {name: trial.figures[name]["overall"]["der"] for name in ("champion", "candidate")}
+        summary["slices"] = as_tables(trial.figures)
+        summary["by_latency"] = trial.by_latency
+        summary["comparison"] = {name: asdict(value) for name, value in compared.items()}
     return summary
 
 
