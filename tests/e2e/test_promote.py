@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-from pathlib import Path
 
 import httpx
 import pytest
@@ -192,10 +191,8 @@ def test_overlays_name_the_promoted_model_everywhere(place):
         pytest.skip("kubectl is not installed")
     text = (place.manifests / "overlays/local/model/model.env").read_text()
     named = dict(line.split("=", 1) for line in text.split())
-    found = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "InferenceService"]
-    for service in found:
-        assert service["metadata"]["annotations"]["voiceflow.dev/storage-uri"] == named["storageUri"]
-        assert service["metadata"]["annotations"]["voiceflow.dev/model-version"] == named["version"]
-    (container,) = found[0]["spec"]["predictor"]["containers"]
-    assert {"name": "VOICEFLOW_MODEL_DIGEST", "value": named["digest"]} in container["env"]
-    assert Path(place.manifests).is_dir()
+    (service,) = (one for one in yaml.safe_load_all(rendered) if one["kind"] == "InferenceService")
+    assert service["metadata"]["annotations"]["voiceflow.dev/model-version"] == named["version"]
+    (container,) = service["spec"]["predictor"]["containers"]
+    for variable, name in (("STORAGE_URI", "storageUri"), ("VOICEFLOW_MODEL_DIGEST", "digest")):
+        assert {"name": variable, "value": named[name]} in container["env"]
