@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import signal
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from voiceflow.provenance import Provenance
 from voiceflow.runtime import StepModel
 
 FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
+GC_THRESHOLD = 20_000
+"""Objects that come before the youngest are looked through for cycles."""
 """A stream on its way from one worker to another is asked for again."""
 
 
@@ -87,6 +90,10 @@ async def _serve(
     if fellows is not None:
         fellows.take_over(front.take)
     front.start(listen(arguments.http_port, share=fellows is not None))
+    # What is here by now stays: the collector would walk it for a tenth of a second whenever many streams come.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 50)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
