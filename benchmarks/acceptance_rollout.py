@@ -63,7 +63,7 @@ def bad_models() -> Iterator[tuple[str, Row]]:
     try:
         place.set_up()
         code, told = place.run("promote", "--accept-equal", files=place.candidate(version="0.3.0"))
-        yield "1 a good model becomes champion", {"passed": code == 0, "figures": told.strip().splitlines()[-3:]}
+        yield "1 a good model becomes champion", {"passed": code == 0, "figures": tidy(told).strip().splitlines()[-3:]}
         for bad in BAD:
             files = place.candidate(bad.change)
             before = place.state()
@@ -81,9 +81,14 @@ def bad_models() -> Iterator[tuple[str, Row]]:
         place.close()
 
 
+def tidy(told: str) -> str:
+    """What was printed, without where this checkout lies."""
+    return told.replace(f"{HOME.resolve().parents[1]}/", "")
+
+
 def reason(told: str) -> str:
     """The reasons at the end of what was printed."""
-    lines = [line.strip() for line in told.splitlines()]
+    lines = [line.strip() for line in tidy(told).splitlines()]
     begin = next((n for n, line in enumerate(lines) if "becomes nothing" in line), None)
     found = [line for line in lines if line.startswith("error:")] if begin is None else lines[begin + 1 :]
     return " | ".join(line for line in found if line and "━" not in line and not line.startswith("card:"))
