@@ -63,6 +63,8 @@ def promote(
     from voiceflow.adapters.candidates import find_candidate
     from voiceflow.adapters.registry import MlflowRegistry
     from voiceflow.adapters.signing import sign_folder, verify_folder
+    from voiceflow.errors import SignatureError
+    from voiceflow.stages.promote import log_entry
     from voiceflow.stages.promote import promote as run
 
     values = load_params(params)
@@ -70,7 +72,12 @@ def promote(
     deployment = _deployment(registry, manifests, env, commit=commit, push=push, apply=apply)
     found = find_candidate(registry, candidate, models=models, reports=reports)
     if verify_key is not None and (found.version is not None or sign_key is None):
-        verify_folder(found.model.parent, verify_key)
+        try:
+            verify_folder(found.model.parent, verify_key)
+        except SignatureError as err:
+            champion = registry.version_of("champion") or ""
+            registry.record(log_entry("refuse", champion, found.version or "", err.reason, by=who()))
+            raise
     with progress_bar() as bar:
         task = bar.add_task("promote", total=4, visible=not json_)
         summary = run(

@@ -107,7 +107,7 @@ def ensure_champion(registry: Registry) -> str:
         shutil.copyfile(path, Path(folder) / MODEL_FILE)
         version = registry.register(Path(folder), tags=_tags(read_metadata(path), file_digest(path)), run_id=None)
     registry.set_alias("champion", version)
-    registry.record(_entry("begin", "", version, "the weights that ship in the package", by="voiceflow"))
+    registry.record(log_entry("begin", "", version, "the weights that ship in the package", by="voiceflow"))
     return version
 
 
@@ -172,7 +172,7 @@ def promote(
     if trial is not None:
         latency = candidate.reports.get("latency")
         write_card(summary, json.loads(latency.read_text(encoding="utf-8")) if latency else {}, output)
-    entry = _entry("promote", before, version or "", "; ".join(decision.reasons), by=by) | {"digest": digest}
+    entry = log_entry("promote", before, version or "", "; ".join(decision.reasons), by=by) | {"digest": digest}
     if dry_run:
         pass
     elif decision.becomes == "nothing":
@@ -250,7 +250,7 @@ def rollback(
     if version == before:
         raise ModelError(f"version {version} is the champion already")
     digest = registry.tags_of(version).get("digest", "")
-    entry = _entry("rollback", before, version, why, by=by) | {"digest": digest}
+    entry = log_entry("rollback", before, version, why, by=by) | {"digest": digest}
     _move(registry, deployment, Decision("champion", [why]), entry, version, before)
     return {"champion": version, "champion_before": before}
 
@@ -333,6 +333,7 @@ def _tags(metadata: ModelMetadata, digest: str) -> dict[str, str]:
     }
 
 
-def _entry(action: str, before: str, to: str, why: str, *, by: str) -> dict[str, str]:
+def log_entry(action: str, before: str, to: str, why: str, *, by: str) -> dict[str, str]:
+    """An entry for `Registry.record`: who did what, from which version to which, when and why."""
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"action": action, "from": before, "to": to, "why": why[:MAX_WHY], "by": by, "when": when}
