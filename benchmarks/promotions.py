@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from benchmarks import bad_models
-from benchmarks.server import free_port
+from benchmarks.server import free_port, wait_for
 from voiceflow.audio import file_digest
 from voiceflow.config import Params
 from voiceflow.stages.dataset import read_summary
@@ -59,14 +58,7 @@ class MlflowServer:
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-        deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        raise RuntimeError(f"MLflow does not answer: {(self.folder / 'server.log').read_text()[-2000:]}")
+        wait_for(self.process, f"{self.url}/health", self.folder / "server.log", start_s=START_S)
 
     def kill(self) -> None:
         """Kill it and its workers."""

@@ -55,15 +55,7 @@ class Server:
         Raises:
             RuntimeError: It ended, or is not ready in time; with the end of its log.
         """
-        deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s and self.process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.http_port}{self._path}").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
-        raise RuntimeError(f"the server is not ready: {self.log.read_text(errors='replace')[-2000:]}")
+        wait_for(self.process, f"http://127.0.0.1:{self.http_port}{self._path}", self.log, start_s=START_S)
 
     def stop(self, number: int = signal.SIGTERM, *, timeout_s: float = 40.0) -> float:
         """Send it a signal and wait; seconds until it was gone."""
@@ -104,3 +96,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(process: "subprocess.Popen[bytes]", url: str, log: Path, *, start_s: float) -> None:
+    """Until a server answers 200.
+
+    Raises:
+        RuntimeError: It ended, or does not answer in time; with the end of its log.
+    """
+    deadline_s = time.monotonic() + start_s
+    while time.monotonic() < deadline_s and process.poll() is None:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")

@@ -40,10 +40,11 @@ def promote(
 
     from voiceflow.adapters.bom import model_bom
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.adapters.registry import HALF_FILE, MlflowRegistry
+    from voiceflow.adapters.registry import MlflowRegistry
     from voiceflow.adapters.signing import SIGN_VARIABLE, sign_folder
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, PromoteConfig, parse_config
+    from voiceflow.contract import HALF_FILE
     from voiceflow.stages.export import FILES
     from voiceflow.stages.judging import Candidate
     from voiceflow.stages.promote import promote as run

@@ -269,7 +269,7 @@ class PromoteConfig(Section):
     flips_slack_per_minute: float = Field(ge=0)
     """So many more are no reason to refuse, whatever the factor."""
     long_stream_s: float = Field(gt=0)
-    """A stream of this length, made of held-out conversations of the same speakers, is heard to its end."""
+    """A stream of about this length, a held-out conversation again and again, is heard to its end."""
     long_from_s: float = Field(gt=0)
     """From here on it is scored."""
     max_long_loss: float = Field(ge=0)

@@ -13,6 +13,8 @@ from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, SAMPLE_RATE_HZ, STE
 CONTRACT_VERSION = 1
 METADATA_KEY = "voiceflow"
 MAX_SIZE_MB = 10.0
+MODEL_FILE, HALF_FILE = "diarizer.onnx", "diarizer.fp16.onnx"
+"""In the folder of a version: what CPUs serve, and what GPUs do where it is there."""
 MAX_STATE_KIB = 64.0
 MAX_OPSET = 22
 """Of the ONNX domain: what every runtime that we serve with understands."""

@@ -1,4 +1,4 @@
-"""torch to ONNX: fp32, int8 with one scale a row, fp16; and the parity of whole streams."""
+"""torch to ONNX: fp32, int8 with fixed scales, fp16; and the parity of whole streams."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +73,7 @@ def export_fp32(net: Diarizer, path: Path, *, metadata: ModelMetadata, opset: in
 
 
 def quantise_int8(source: Path, path: Path) -> None:
-    """Dynamic int8: each large matrix product runs on 8-bit integers.
+    """int8: each large matrix product runs on 8-bit integers.
 
     Weights get one scale a column; activations a fixed one, from how far they can reach, so that a
     stream's answer does not depend on who else is being served (ONNX Runtime's own dynamic

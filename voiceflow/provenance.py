@@ -13,7 +13,8 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.errors import ModelError
 from voiceflow.gates import Verdict
 
-PROVENANCE = "provenance.json"
+PROVENANCE, BILL = "provenance.json", "bom.cdx.json"
+"""Beside the model file: this statement, and the bill of materials."""
 
 
 class Provenance(Section):

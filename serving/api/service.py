@@ -4,12 +4,9 @@ import asyncio
 import itertools
 import logging
 import os
-import resource
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from serving.api.access import TICKET_S, WINDOW_S, Access, Rates, Tickets
@@ -37,12 +34,6 @@ Fetch = Callable[[str, str], Awaitable[bytes | None]]
 async def nowhere(session_id: str, owner: str) -> bytes | None:
     """No other process has the stream."""
     return None
-
-
-def usage() -> tuple[float, int]:
-    """CPU seconds and resident bytes of this process."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return time.process_time(), resident
 
 
 def token_key() -> bytes:
@@ -373,15 +364,9 @@ class Service:
             self._num_samples = 0
             if self.fellows is not None:
                 self.fellows.tell(self.engine.num_streams, self.engine.capacity)
-            cpu_s, memory = usage()
-            metrics.CPU_SECONDS.inc(cpu_s - self._cpu_s)
-            self._cpu_s = cpu_s
-            metrics.MEMORY.set(memory)
-            metrics.STREAMS.set(self.engine.num_streams)
-            metrics.CAPACITY.set(self.engine.capacity)
-            metrics.HEADROOM.set(max(0, self.engine.capacity - self.engine.num_streams))
             self.engine.rest(SWEEP_S)
-            metrics.LOAD.set(self.engine.load)
+            metrics.tell_engine(self.engine.num_streams, self.engine.capacity, self.engine.load)
+            self._cpu_s = metrics.tell_process(self._cpu_s)
 
     # the end
 

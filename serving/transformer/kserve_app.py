@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.routing import BaseRoute
 
+from voiceflow.provenance import Provenance
 from voiceflow.runtime import StepModel
 
 GRACE_S = 10
@@ -23,9 +24,17 @@ class KServe:
         arguments: Of the command line.
         model: What REST and gRPC inference run; None where the model is on a predictor.
         routes: Ours, beside KServe's.
+        provenance: Where the model comes from, where that is known.
     """
 
-    def __init__(self, arguments: argparse.Namespace, model: StepModel | None, routes: Sequence[BaseRoute]) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        model: StepModel | None,
+        routes: Sequence[BaseRoute],
+        *,
+        provenance: Provenance | None = None,
+    ) -> None:
         # pandas, which KServe imports, takes it along where it is installed: 40 MB that nothing here uses.
         sys.modules.setdefault("pyarrow", None)
         from kserve import Model, ModelServer
@@ -39,7 +48,7 @@ class KServe:
         )
         served: Model = Model(arguments.model_name)
         if model is not None:
-            served = StepPredictor(arguments.model_name, arguments.model, model=model)
+            served = StepPredictor(arguments.model_name, arguments.model, model=model, provenance=provenance)
         served.ready = True
         self._server.register_model(served)
         self._tasks: list[asyncio.Task[Any]] = []

@@ -1,6 +1,9 @@
 """Prometheus metrics: the reference system's names, and ours."""
 
 import os
+import resource
+import time
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -60,6 +63,22 @@ def set_model(version: str, variant: str) -> None:
     AUDIO_SECONDS = _AUDIO_SECONDS.labels(version, variant)
     STREAMS = _STREAMS.labels(version, variant)
     FLIPS = _FLIPS.labels(version, variant)
+
+
+def tell_engine(num_streams: int, capacity: int, load: float) -> None:
+    """What is held, what could be, and how busy that is."""
+    STREAMS.set(num_streams)
+    CAPACITY.set(capacity)
+    HEADROOM.set(max(0, capacity - num_streams))
+    LOAD.set(load)
+
+
+def tell_process(before_s: float) -> float:
+    """Memory of this process, and its CPU time since it had `before_s` of it; returns what it has now."""
+    cpu_s = time.process_time()
+    CPU_SECONDS.inc(cpu_s - before_s)
+    MEMORY.set(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    return cpu_s
 
 
 def exposition() -> tuple[bytes, str]:

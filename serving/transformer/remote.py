@@ -69,8 +69,7 @@ class RemotePredictor:
                         stub = GRPCInferenceServiceStub(channel)
                         reply = stub.ModelInfer(self._question("metadata"), timeout=CALL_TIMEOUT_S)
                         self._metadata = ModelMetadata.model_validate_json(_text(reply))
-                        stated = _text(stub.ModelInfer(self._question("provenance"), timeout=CALL_TIMEOUT_S))
-                        self.provenance = None if stated == b"null" else Provenance.model_validate_json(stated)
+                        self.provenance = self._ask_provenance(stub)
                         return self._metadata
                     except grpc.RpcError as err:
                         reason = f"{host}: {err.details()}"
@@ -128,6 +127,15 @@ class RemotePredictor:
                 raise ModelError(f"it serves {served.summary()}, not {self._metadata.summary()}")
             self._known.add(host)
         return await stub.ModelInfer(request, timeout=CALL_TIMEOUT_S)
+
+    def _ask_provenance(self, stub: GRPCInferenceServiceStub) -> Provenance | None:
+        try:
+            stated = _text(stub.ModelInfer(self._question("provenance"), timeout=CALL_TIMEOUT_S))
+        except grpc.RpcError as err:
+            if err.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            return None  # a predictor of an earlier release: replicas are not replaced all at once
+        return None if stated == b"null" else Provenance.model_validate_json(stated)
 
     def _question(self, about: str) -> pb.ModelInferRequest:
         request = pb.ModelInferRequest(model_name=self.model_name, id=about)

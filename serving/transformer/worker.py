@@ -80,7 +80,7 @@ async def _serve(
         from serving.api.http import HttpApi
         from serving.transformer.kserve_app import KServe
 
-        kserve = KServe(arguments, model, HttpApi(service).routes())
+        kserve = KServe(arguments, model, HttpApi(service).routes(), provenance=provenance)
         await kserve.start()
         pass_on = kserve.take
     else:

@@ -1,5 +1,6 @@
 """The real command on a real MLflow server; the whole list of bad models is `make acceptance PART=rollout`."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,8 +13,7 @@ import yaml
 from benchmarks.bad_models import BAD
 from benchmarks.promotions import AROUND, Workplace, postgres, refusal
 from tests.conftest import small
-from voiceflow.adapters.bom import BOM
-from voiceflow.provenance import read_provenance
+from voiceflow.provenance import BILL, read_provenance
 from voiceflow.stages.prepare import prepare
 
 pytestmark = pytest.mark.e2e
@@ -47,13 +47,13 @@ def test_promotion_and_rollback_on_postgres(lenient, tmp_path_factory):
     # Its account has to get there.
     for path in (folder, *folder.parents[:2]):
         path.chmod(0o755)
-    try:
-        database = postgres(folder / "database")
-        store = database.__enter__()
-    except FileNotFoundError as err:
-        pytest.skip(str(err))
-    place = Workplace(folder / "place", *lenient, store=store)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(postgres(folder / "database"))
+        except FileNotFoundError as err:
+            pytest.skip(str(err))
+        place = Workplace(folder / "place", *lenient, store=store)
+        stack.callback(place.close)
         place.set_up()
         before = place.state()
         code, told = place.run("promote", "--accept-equal", files=place.candidate(version="0.3.0"))
@@ -67,9 +67,6 @@ def test_promotion_and_rollback_on_postgres(lenient, tmp_path_factory):
         told = os.popen(f"git -C {place.manifests.parent} diff -U0 {before['head']} {promoted['head']}").read()
         lines = [line[1:].partition("=")[0] for line in told.splitlines() if line.startswith("+") and "=" in line]
         assert lines == ["storageUri", "digest", "version"]
-    finally:
-        place.close()
-        database.__exit__(None, None, None)
 
 
 def test_promotion_and_rollback_move_aliases_and_three_lines_of_a_manifest(place):
@@ -88,7 +85,7 @@ def test_promotion_and_rollback_move_aliases_and_three_lines_of_a_manifest(place
     assert stated.digest == tags["digest"]
     assert stated.data_revision == "tests"
     assert all(stated.gates.values())
-    bom = json.loads((folder / BOM).read_text())
+    bom = json.loads((folder / BILL).read_text())
     assert bom["metadata"]["component"]["hashes"][0]["content"] == stated.digest
     assert bom["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert "becomes champion" in (folder / "card.md").read_text()
@@ -190,9 +187,9 @@ def test_kserve_cannot_fetch_from_a_disk(place):
 
 
 def test_overlays_name_the_promoted_model_everywhere(place):
-    rendered = os.popen(f"kubectl kustomize {place.manifests / 'overlays' / 'local'}").read()
-    if not rendered:
+    if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
+    rendered = os.popen(f"kubectl kustomize {place.manifests / 'overlays' / 'local'}").read()
     text = (place.manifests / "overlays/local/model/model.env").read_text()
     named = dict(line.split("=", 1) for line in text.split())
     (service,) = (one for one in yaml.safe_load_all(rendered) if one["kind"] == "InferenceService")

@@ -8,7 +8,6 @@ from typing import Any
 from voiceflow.provenance import Provenance
 
 LIBRARIES = ("voiceflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "lhotse", "silero-vad", "mlflow")
-BOM = "bom.cdx.json"
 
 
 def model_bom(provenance: Provenance, *, der: Mapping[str, float], licence: str) -> str:

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from voiceflow.adapters.registry import HALF_FILE, MODEL_NAME, MlflowRegistry
+from voiceflow.adapters.registry import MODEL_NAME, MlflowRegistry
+from voiceflow.contract import HALF_FILE, MODEL_FILE
 from voiceflow.errors import ModelError
 from voiceflow.stages.export import FILES
 from voiceflow.stages.judging import Candidate
-from voiceflow.stages.promote import MODEL_FILE
 
 REPORTS = ("export", "latency")
 

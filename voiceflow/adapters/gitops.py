@@ -8,7 +8,7 @@ from pathlib import Path
 
 from voiceflow.errors import ConfigError, PlatformError
 
-MODEL_FILE = "model/model.env"
+MODEL_ENV = "model/model.env"
 """In each overlay; kustomize makes the ConfigMap of it that names the model everywhere else."""
 FETCHED_BY_KSERVE = ("s3://", "gs://", "hdfs://", "webhdfs://", "https://", "http://", "pvc://", "hf://", "oci://")
 
@@ -47,13 +47,13 @@ class Overlays:
         self.manifests = manifests
         self.storage_uri = storage_uri
         self.commit = commit
-        known = sorted(path.parents[1].name for path in (manifests / "overlays").glob(f"*/{MODEL_FILE}"))
+        known = sorted(path.parents[1].name for path in (manifests / "overlays").glob(f"*/{MODEL_ENV}"))
         for name in environments:
             if name not in known:
                 raise ConfigError(
                     f"--env {name}: expected one of {', '.join(known) or 'none: no overlays'} in {manifests}"
                 )
-        self.paths = [manifests / "overlays" / name / MODEL_FILE for name in environments]
+        self.paths = [manifests / "overlays" / name / MODEL_ENV for name in environments]
 
     def check(self, version: str) -> None:
         """Whether KServe can fetch a version, and nobody's changes would be overwritten.

@@ -18,13 +18,12 @@ from typing import Any
 from voiceflow.adapters.home import home, tracking_uri
 from voiceflow.adapters.signing import DIGEST_VARIABLE, VERIFY_VARIABLE, verify_model
 from voiceflow.adapters.tracking import asking, found, mlflow_client, tracking_run
+from voiceflow.contract import HALF_FILE, MODEL_FILE
 from voiceflow.errors import ModelError, PlatformError
 from voiceflow.provenance import Provenance, read_provenance
 
 MODEL_NAME = "voiceflow-diarizer"
 ALIASES = ("champion", "challenger", "previous")
-HALF_FILE = "diarizer.fp16.onnx"
-"""What GPUs serve."""
 LOCK_NAME = f"{MODEL_NAME}.promotion"
 LOCK_STALE_S = 120.0
 """Aliases are moved, and manifests written, in seconds."""
@@ -103,7 +102,7 @@ class MlflowRegistry:
         self.tags_of(version)
         with asking():
             folder = home() / "cache" / "models" / f"{MODEL_NAME}-{version}-{self._created(version)}"
-            if not (folder / "diarizer.onnx").is_file():
+            if not (folder / MODEL_FILE).is_file():
                 with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as partial:
                     mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=partial)
                     shutil.rmtree(folder, ignore_errors=True)
@@ -301,7 +300,7 @@ def resolve_model(uri: str) -> Path:
         return pretrained_path()
     if not uri.startswith("models:/"):
         path = Path(uri)
-        path = path / "diarizer.onnx" if path.is_dir() else path
+        path = path / MODEL_FILE if path.is_dir() else path
         if not path.is_file():
             raise ModelError(f"{uri}: no such model; expected 'pretrained', a path, or models:/{MODEL_NAME}@champion")
         return path
@@ -310,7 +309,7 @@ def resolve_model(uri: str) -> Path:
     version = registry.version_of(which[1:]) if which.startswith("@") else which
     if name != MODEL_NAME or not version:
         raise ModelError(f"{uri}: no such version in {tracking_uri()}; see `voiceflow history`, or run `voiceflow run`")
-    return registry.download(version) / "diarizer.onnx"
+    return registry.download(version) / MODEL_FILE
 
 
 def served_model(uri: str, *, provider: str = "cpu") -> tuple[Path, Provenance | None]:

@@ -12,16 +12,15 @@ from typing import Any, Protocol
 
 from voiceflow.audio import file_digest
 from voiceflow.config import EvaluateConfig, PromoteConfig
-from voiceflow.contract import ModelMetadata, read_metadata
+from voiceflow.contract import MODEL_FILE, ModelMetadata, read_metadata
 from voiceflow.errors import ModelError, PlatformError
 from voiceflow.gates import Decision, Verdict, decide
-from voiceflow.provenance import PROVENANCE, Provenance, state_provenance
+from voiceflow.provenance import BILL, PROVENANCE, Provenance, state_provenance
 from voiceflow.runtime import pretrained_path
 from voiceflow.stages.card import write_card
 from voiceflow.stages.judging import Candidate, judge
 from voiceflow.stages.trial import Progress, Trial, as_tables
 
-MODEL_FILE = "diarizer.onnx"
 MAX_WHY = 2000
 """Characters of a reason in the log: it has to fit into a tag of MLflow."""
 
@@ -315,7 +314,7 @@ def _register(
         (folder / PROVENANCE).write_text(stated.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if bill is not None:
             der = json.loads(tags["der"])
-            (folder / "bom.cdx.json").write_text(bill(stated, der), encoding="utf-8")
+            (folder / BILL).write_text(bill(stated, der), encoding="utf-8")
         if sign is not None:
             sign(folder)
         return registry.register(folder, tags=tags, run_id=candidate.run_id)

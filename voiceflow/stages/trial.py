@@ -1,5 +1,6 @@
 """A candidate beside the champion: both hear the same conversations in the same run, and gates judge what came."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from voiceflow.audio import FloatArray
 from voiceflow.config import EvaluateConfig, PromoteConfig
 from voiceflow.features import step_features
 from voiceflow.gates import (
@@ -141,19 +141,19 @@ def slowdown(champion: StepModel, candidate: StepModel) -> float:
 def _late_der(
     model: StepModel, dataset: Path, recordings: Sequence[Recording], config: PromoteConfig, latency_s: float
 ) -> float:
-    """DER of the end of one long stream, made of a conversation and others like it, again and again."""
+    """DER of the end of one long stream: a conversation of two, clearly heard where there is one, again and again."""
     few = [one for one in recordings if len(one.speakers) == 2] or list(recordings)
-    chosen = sorted(few, key=lambda one: (one.condition != "close", one.name))[:1]
-    pieces = [(read_samples(dataset, one), read_turns(dataset, one)) for one in chosen]
-    audio: list[FloatArray] = []
-    reference, begin_s = list[Turn](), 0.0
-    while begin_s < config.long_stream_s:
-        samples_N, turns = pieces[len(audio) % len(pieces)]
-        audio.append(samples_N)
-        reference += [Turn(turn.start_s + begin_s, turn.end_s + begin_s, turn.speaker) for turn in turns]
-        begin_s += len(samples_N) / SAMPLE_RATE_HZ
+    recording = min(few, key=lambda one: (one.condition != "close", one.name))
+    samples_N, turns = read_samples(dataset, recording), read_turns(dataset, recording)
+    once_s = len(samples_N) / SAMPLE_RATE_HZ
+    times = math.ceil(config.long_stream_s / once_s)
+    reference = [
+        Turn(turn.start_s + once * once_s, turn.end_s + once * once_s, turn.speaker)
+        for once in range(times)
+        for turn in turns
+    ]
     settings = StreamSettings("pcm_f32le", latency_s=latency_s)
-    (stream,) = stream_recordings([np.concatenate(audio)], model, settings)
+    (stream,) = stream_recordings([np.tile(samples_N, times)], model, settings)
 
     def late(turns: Sequence[Turn]) -> list[Turn]:
         return [
@@ -162,7 +162,7 @@ def _late_der(
             if turn.end_s > config.long_from_s
         ]
 
-    return score(late(reference), late(stream.turns), duration_s=begin_s - config.long_from_s).der
+    return score(late(reference), late(stream.turns), duration_s=times * once_s - config.long_from_s).der
 
 
 def as_tables(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
