@@ -1,5 +1,6 @@
 """One stream whose audio, state and open spans are a row of arrays that hold many."""
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy.typing as npt
 
 from voiceflow.audio import SAMPLE_BYTES, decode_pcm
 from voiceflow.errors import StreamError
+from voiceflow.streaming.handover import Handover
 from voiceflow.streaming.session import Chunk, Flush, Session, StreamSettings
-from voiceflow.streaming.speakers import TurnTracker
+from voiceflow.streaming.speakers import Event, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ class Lane(Session):
         """Not yet scored, as it came; as float32 where it was resampled."""
         self.width = 4
         self._num_samples = 0
+        self.recent: deque[bytes] | None = None
+        """The last steps that were taken, where another model may have to hear them again."""
+        self.handover: Handover | None = None
+        """What is left to do before this lane goes on for one of another model."""
+        self._held: list[Event] = []
+        """What that one had not told yet."""
         super().__init__(settings, lanes.metadata)
         if settings.sample_rate_hz == SAMPLE_RATE_HZ:
             self.width = SAMPLE_BYTES[settings.encoding]
@@ -124,7 +132,10 @@ class Lane(Session):
         piece = bytes(self._audio[:size])
         del self._audio[:size]
         self.lanes.waiting_C[self.row] -= 1
-        return piece[: len(piece) // self.width * self.width]
+        piece = piece[: len(piece) // self.width * self.width]
+        if self.recent is not None:
+            self.recent.append(piece)
+        return piece
 
     def begin_flush_if_due(self) -> bool:
         """Begin the look past the end once all audio is scored; whether one is under way."""
@@ -159,8 +170,8 @@ class Lane(Session):
         """See `Session`: merge speakers that turned out to be one."""
         self._repair(silent_s=silent_s)
 
-    def to_plain(self, *, turns_s: float | None = None) -> dict[str, Any]:
-        """All that is not in the row as plain values, for `from_plain`; arguments as for `TurnTracker.to_plain`."""
+    def to_plain(self, *, turns_s: float | None = None, recent: bool = False) -> dict[str, Any]:
+        """All that is not in the row as plain values, for `from_plain`; arguments as for `Lanes.save`."""
         return {
             "audio": bytes(self._audio),
             "num_samples": self._num_samples,
@@ -169,6 +180,7 @@ class Lane(Session):
             "flush": [self._flush.state_N.tobytes(), self._flush.remaining] if self._flush else None,
             "flags": [self._flush_wanted, self._closing, self._keep_labels],
             "tracker": self._tracker.to_plain(turns_s=turns_s),
+            "recent": None if self.recent is None else [self.recent.maxlen, list(self.recent) if recent else []],
         }
 
     def from_plain(self, plain: dict[str, Any]) -> None:
@@ -181,10 +193,59 @@ class Lane(Session):
             self._flush = Flush(np.frombuffer(state, np.float32), remaining)
         self._flush_wanted, self._closing, self._keep_labels = plain["flags"]
         self._tracker.from_plain(plain["tracker"])
+        if plain["recent"] is not None:
+            length, pieces = plain["recent"]
+            self.recent = deque(pieces, maxlen=length)
         if self.has_work:
             self.lanes.ending[self.row] = self
 
+    # from another model
+
+    def keep_recent(self, seconds: float) -> None:
+        """Keep so much of the audio that was taken, for `go_on_from`."""
+        if self.recent is None:
+            self.recent = deque(maxlen=round(seconds / STEP_S))
+
+    @property
+    def recent_s(self) -> float:
+        """Audio that `go_on_from` would hear again, in seconds; all there was, if the stream is shorter."""
+        return len(self.recent or ()) * STEP_S
+
+    def go_on_from(self, before: "Lane") -> None:
+        """Go on with a stream that a lane of another model has brought so far; that one is of no use afterwards."""
+        assert before.handover is None
+        recent = list(before.recent or ())
+        taken = before._num_samples - len(before._audio) // self.width
+        heard_steps = -(-taken // STEP_SAMPLES)
+        first_step = heard_steps - len(recent)
+        self._audio = bytearray(b"".join(recent)) + before._audio
+        self._num_samples = before._num_samples
+        self._partial, self._resampler = before._partial, before._resampler
+        self._closing, self._keep_labels = before._closing, before._keep_labels
+        self._flush_wanted = before._flush_wanted or before._flush is not None
+        num_samples = len(self._audio) // self.width
+        lanes = self.lanes
+        lanes.waiting_C[self.row] = -(-num_samples // STEP_SAMPLES) if self._closing else num_samples // STEP_SAMPLES
+        lanes.scored_C[self.row] = lanes.table.num_steps_C[self.row] = first_step
+        lanes.opened_s_C[self.row] = before.lanes.opened_s_C[before.row]
+        self.handover = Handover(before._tracker.tracked, first_step, heard_steps, self.settings.max_speakers)
+        self._held = before.events_to_send()
+        if self._flush_wanted:
+            lanes.ending[self.row] = self
+        self.hand_over_if_due()
+
+    def hand_over_if_due(self) -> None:
+        """Take the other lane's place once the audio that it had heard is heard."""
+        handover = self.handover
+        if handover is not None and handover.is_due(self._tracker.num_steps, self._scored):
+            self._tracker.tracked, events = handover.finish(self._tracker.tracked)
+            self._events, self.handover = [*self._held, *events], None
+
     # results out
+
+    def events_to_send(self) -> list[Event]:
+        """See `Session.events_to_send`; nothing while audio is heard again."""
+        return [] if self.handover is not None else super().events_to_send()
 
     @property
     def num_samples(self) -> int:

@@ -14,7 +14,7 @@ Shapes: C rows there is room for, B lanes with a step to score, S slots, N state
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class Lanes:
         self._lanes: dict[int, Lane] = {}
         self._free = list(range(capacity - 1, -1, -1))
         self._asked: tuple[list[Lane], IntArray] | None = None
+        self._handing_over: dict[int, Lane] = {}
+        """Lanes that hear again what those of another model heard."""
         self._left: list[int] = []
         """Rows of lanes that left while their scores were awaited."""
         self._next = 0
@@ -99,13 +101,22 @@ class Lanes:
     def twin(self, lane: Lane) -> Lane:
         """Another stream that has heard and said what this one has, to look at its end while it goes on."""
         assert not self.asked_C[lane.row]
+        assert lane.handover is None
         twin = self.open(lane.settings, now_s=float(self.opened_s_C[lane.row]))
         for array in self.row_arrays().values():
             array[twin.row] = array[lane.row]
         twin.from_plain(lane.to_plain())
         return twin
 
-    def save(self, lane: Lane, *, turns_s: float | None = None) -> bytes:
+    def take_over(self, before: Lane) -> Lane:
+        """A stream that lanes of another model have brought so far: what they heard last is heard again, in the next
+        steps; then it goes on where they were, with a `ModelChanged`. `before` is to be left."""
+        lane = self.open(replace(before.settings, enrolled=()))
+        self._handing_over[lane.row] = lane
+        lane.go_on_from(before)
+        return lane
+
+    def save(self, lane: Lane, *, turns_s: float | None = None, recent: bool = False) -> bytes:
         """A stream as bytes, to go on after a crash, on another process or another machine.
 
         Plain values only: reading them runs no code. They are not signed or encrypted; whoever lets them
@@ -114,14 +125,21 @@ class Lanes:
         Args:
             lane: The stream, between two steps.
             turns_s: How far back its turns can be told again or relabelled afterwards; None for all.
+            recent: Whether what `Lane.keep_recent` kept goes along.
         """
         import msgpack
 
         assert not self.asked_C[lane.row]
+        assert lane.handover is None
         settings = {**asdict(lane.settings), "enrolled": [voice.label for voice in lane.settings.enrolled]}
         rows = {name: array[lane.row].tobytes() for name, array in self.row_arrays().items()}
         saved: bytes = msgpack.packb(
-            {"model": self._model(), "settings": settings, "rows": rows, "lane": lane.to_plain(turns_s=turns_s)}
+            {
+                "model": self._model(),
+                "settings": settings,
+                "rows": rows,
+                "lane": lane.to_plain(turns_s=turns_s, recent=recent),
+            }
         )
         return saved
 
@@ -173,6 +191,7 @@ class Lanes:
             return
         del self._lanes[lane.row]
         self.ending.pop(lane.row, None)
+        self._handing_over.pop(lane.row, None)
         self.waiting_C[lane.row] = 0
         if self._asked is None:
             self._clear(lane.row)
@@ -248,6 +267,10 @@ class Lanes:
         for index, slot, ended in self.table.push(told_B, activity_BS[new_B]):
             if (row := int(told_B[index])) in self._lanes:
                 self._lanes[row].tell(slot, ended=ended)
+        for lane in tuple(self._handing_over.values()):
+            lane.hand_over_if_due()
+            if lane.handover is None:
+                del self._handing_over[lane.row]
         for lane in flushing:
             lane.end_flush_if_over()
         self._repair(rows_B[self.scored_C[rows_B] % REPAIR_STEPS == 0])

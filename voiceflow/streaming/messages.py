@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from voiceflow.audio import SAMPLE_BYTES, FloatArray, load_audio
 from voiceflow.errors import StreamError
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import Event, Segment
+from voiceflow.streaming.speakers import Event, ModelChanged, Segment
 from voiceflow.timebase import SAMPLE_RATE_HZ
 
 MAX_ENROLMENT_S = 60.0
@@ -174,9 +174,11 @@ def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:
 
 
 def event_message(event: Event, seq: int) -> dict[str, Any]:
-    """A segment or a revision as it goes out."""
+    """An event as it goes out; which models a `model_changed` is about is added by whoever serves them."""
     if isinstance(event, Segment):
         return {"type": "segment", "seq": seq, **_segment(event), "overlap": event.overlap}
+    if isinstance(event, ModelChanged):
+        return {"type": "model_changed", "seq": seq, "at_s": round(event.at_s, 3), "speakers": list(event.speakers)}
     return {
         "type": "revision",
         "seq": seq,

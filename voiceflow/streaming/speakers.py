@@ -5,7 +5,7 @@ Shapes: C streams there is room for, B streams with a new step, S slots.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,17 @@ class Revision:
     segments: tuple[Segment, ...]
 
 
-Event = Segment | Revision
+@dataclass(frozen=True)
+class ModelChanged:
+    """Another model goes on with the stream."""
+
+    at_s: float
+    """From here on turns are its."""
+    speakers: tuple[str, ...]
+    """Labels of those it recognised; others are new to it when they speak again."""
+
+
+Event = Segment | Revision | ModelChanged
 
 
 _COLUMNS: dict[str, tuple[type, int]] = {
@@ -158,6 +168,45 @@ class TurnTable:
         return (last_end - start) * self.grid.frame_s + 1e-9 >= self.decision.min_on_s
 
 
+@dataclass
+class Tracked:
+    """What a tracker knows of a stream, to be carried elsewhere."""
+
+    num_steps: int
+    columns: dict[str, npt.NDArray[Any]]
+    """Of its slots, by name, shape (S,)."""
+    labels: list[str | None]
+    ids: list[str]
+    revs: list[int]
+    count: int
+    """Segments so far."""
+    num_named: int
+    num_final: Counter[str]
+    keep_s: float | None
+    final: list[Segment]
+    as_told: list[Turn]
+    spare: list[str] = field(default_factory=list)
+    """Labels to give before new ones are made."""
+
+    def copy(self, *, num_steps: int) -> "Tracked":
+        """Another one, to be changed."""
+        return replace(
+            self, num_steps=num_steps, columns={name: column.copy() for name, column in self.columns.items()}
+        )
+
+    def take_turns(self, before: "Tracked") -> None:
+        """Have told what another one has, and nothing else."""
+        self.count, self.num_named, self.num_final = before.count, before.num_named, Counter(before.num_final)
+        self.keep_s, self.final, self.as_told = before.keep_s, list(before.final), list(before.as_told)
+
+    def add_final(self, segment: Segment) -> Segment:
+        """A segment ended."""
+        self.final.append(segment)
+        self.as_told.append(segment.turn)
+        self.num_final[segment.turn.speaker] += 1
+        return segment
+
+
 class TurnTracker:
     """The speakers of one stream and their turns: what its slots are called, and what is told of them.
 
@@ -197,6 +246,36 @@ class TurnTracker:
         """Segments that ended, under the labels their speakers have now."""
         self.as_told: list[Turn] = []
         """The same turns under the labels they were first told with."""
+        self._spare: list[str] = []
+
+    @property
+    def tracked(self) -> Tracked:
+        """What it knows; its slots' values are copies."""
+        columns = {name: self._column(name).copy() for name in self._table.columns}
+        return Tracked(
+            self.num_steps,
+            columns,
+            self._labels,
+            self._ids,
+            self._revs,
+            self._count,
+            self._num_named,
+            self._num_final,
+            self.keep_s,
+            self.final,
+            self.as_told,
+            self._spare,
+        )
+
+    @tracked.setter
+    def tracked(self, tracked: Tracked) -> None:
+        self._table.num_steps_C[self._row] = tracked.num_steps
+        for name, column_S in tracked.columns.items():
+            self._column(name)[:] = column_S
+        self._labels, self._ids, self._revs = tracked.labels, tracked.ids, tracked.revs
+        self._count, self._num_named, self._num_final = tracked.count, tracked.num_named, tracked.num_final
+        self.keep_s, self.final, self.as_told = tracked.keep_s, tracked.final, tracked.as_told
+        self._spare = tracked.spare
 
     @property
     def num_steps(self) -> int:
@@ -213,6 +292,7 @@ class TurnTracker:
         return {
             "slots": [self._labels, self._ids, self._revs],
             "counts": [self._count, self._num_named, dict(self._num_final)],
+            "spare": self._spare,
             "keep_s": self.keep_s,
             "final": [
                 (one.id, one.rev, one.final, one.overlap, *astuple(one.turn))
@@ -227,6 +307,7 @@ class TurnTracker:
         self._labels, self._ids, self._revs = (list(values) for values in plain["slots"])
         self._count, self._num_named, num_final = plain["counts"]
         self._num_final = Counter(num_final)
+        self._spare = list(plain["spare"])
         self.keep_s = plain["keep_s"]
         self.final = [
             Segment(name, rev, Turn(*turn), final, overlap) for name, rev, final, overlap, *turn in plain["final"]
@@ -348,8 +429,12 @@ class TurnTracker:
     def _tell(self, slot: int, *, final: bool) -> Segment:
         label = self._labels[slot]
         if label is None:
-            label = self._labels[slot] = f"speaker_{self._num_named}"
-            self._num_named += 1
+            if self._spare:
+                label = self._spare.pop(0)
+            else:
+                label = f"speaker_{self._num_named}"
+                self._num_named += 1
+            self._labels[slot] = label
             self._column("labelled")[slot] = True
         if not self._column("told")[slot]:
             self._count += 1
