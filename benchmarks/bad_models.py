@@ -107,14 +107,14 @@ def _contract(model: Any) -> None:
     set_metadata(model, contract_version=0)
 
 
-def _output(model: Any, nodes: Callable[[str, str], list[Any]]) -> None:
+def output(model: Any, nodes: Callable[[str, str], list[Any]]) -> None:
     """Put nodes between what the graph computes as activity and what it gives out."""
     for node in model.graph.node:
         node.output[:] = ["activity_before" if name == "activity" else name for name in node.output]
     model.graph.node.extend(nodes("activity_before", "activity"))
 
 
-def _constant(model: Any, name: str, value: Any) -> str:
+def constant(model: Any, name: str, value: Any) -> str:
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
 
@@ -122,9 +122,9 @@ def _constant(model: Any, name: str, value: Any) -> str:
 def _slow(model: Any) -> None:
     """As long again as the step itself takes, on products whose result is multiplied by zero."""
     side, rounds = 640, 7
-    _constant(model, "idle_w", np.random.default_rng(0).standard_normal((side, side)).astype(np.float32) / 30)
-    _constant(model, "idle_zero", np.float32(0.0))
-    _constant(model, "idle_axes", np.array([1, 2], np.int64))
+    constant(model, "idle_w", np.random.default_rng(0).standard_normal((side, side)).astype(np.float32) / 30)
+    constant(model, "idle_zero", np.float32(0.0))
+    constant(model, "idle_axes", np.array([1, 2], np.int64))
     nodes, name = [], "features"
     for number in range(rounds):
         nodes += [
@@ -136,7 +136,7 @@ def _slow(model: Any) -> None:
         helper.make_node("ReduceMean", [name, "idle_axes"], ["idle_mean"], keepdims=1),
         helper.make_node("Mul", ["idle_mean", "idle_zero"], ["idle_nothing"]),
     ]
-    _output(model, lambda given, out: [*nodes, helper.make_node("Add", [given, "idle_nothing"], [out])])
+    output(model, lambda given, out: [*nodes, helper.make_node("Add", [given, "idle_nothing"], [out])])
 
 
 def _worse(model: Any) -> None:
@@ -151,9 +151,9 @@ def _no_fourth(model: Any) -> None:
     keep[0, 0, 3] = 0.0
     to_first = np.zeros((8, 8), np.float32)
     to_first[3, 0] = 1.0
-    _constant(model, "fourth_keep", keep)
-    _constant(model, "fourth_to_first", to_first)
-    _output(
+    constant(model, "fourth_keep", keep)
+    constant(model, "fourth_to_first", to_first)
+    output(
         model,
         lambda given, out: [
             helper.make_node("Mul", [given, "fourth_keep"], ["fourth_kept"]),
@@ -164,8 +164,8 @@ def _no_fourth(model: Any) -> None:
 
 
 def _swapped(model: Any) -> None:
-    _constant(model, "swap", np.array([1, 0, 2, 3, 4, 5, 6, 7], np.int64))
-    _output(model, lambda given, out: [helper.make_node("Gather", [given, "swap"], [out], axis=2)])
+    constant(model, "swap", np.array([1, 0, 2, 3, 4, 5, 6, 7], np.int64))
+    output(model, lambda given, out: [helper.make_node("Gather", [given, "swap"], [out], axis=2)])
 
 
 def _with_state(model: Any, size: int, nodes: Callable[[str, str], list[Any]]) -> None:
@@ -179,7 +179,7 @@ def _with_state(model: Any, size: int, nodes: Callable[[str, str], list[Any]]) -
     for value in (*model.graph.input, *model.graph.output):
         if value.name in ("state", "new_state"):
             value.type.tensor_type.shape.dim[1].dim_value = dims + size
-    _constant(model, "more_sizes", np.array([dims, size], np.int64))
+    constant(model, "more_sizes", np.array([dims, size], np.int64))
     split = helper.make_node("Split", ["state", "more_sizes"], ["state_core", "more_before"], axis=1)
     model.graph.node.insert(0, split)
     model.graph.node.extend(nodes("more_before", "more_after"))
@@ -189,9 +189,9 @@ def _with_state(model: Any, size: int, nodes: Callable[[str, str], list[Any]]) -
 def _late(model: Any) -> None:
     """Answers come later than its metadata says, for it looks further ahead."""
     slots, kept = 8, 8 * LATE_STEPS
-    _constant(model, "late_flat", np.array([-1, slots], np.int64))
-    _constant(model, "late_one", np.array([-1, 1, slots], np.int64))
-    _constant(model, "late_sizes", np.array([slots, kept], np.int64))
+    constant(model, "late_flat", np.array([-1, slots], np.int64))
+    constant(model, "late_one", np.array([-1, 1, slots], np.int64))
+    constant(model, "late_sizes", np.array([slots, kept], np.int64))
 
     def delay(before: str, after: str) -> list[Any]:
         return [
@@ -201,14 +201,14 @@ def _late(model: Any) -> None:
             helper.make_node("Reshape", ["late_first", "late_one"], ["activity"]),
         ]
 
-    _output(model, lambda given, out: [])
+    output(model, lambda given, out: [])
     _with_state(model, kept, delay)
 
 
-def _clocked(model: Any, nodes: Callable[[], list[Any]]) -> None:
+def clocked(model: Any, nodes: Callable[[], list[Any]]) -> None:
     """A clock in the state counts steps; `nodes` turn `activity_before` and `clock` (B, 1, 1) into `activity`."""
-    _constant(model, "clock_one", np.float32(1.0))
-    _constant(model, "clock_shape", np.array([-1, 1, 1], np.int64))
+    constant(model, "clock_one", np.float32(1.0))
+    constant(model, "clock_shape", np.array([-1, 1, 1], np.int64))
 
     def tick(before: str, after: str) -> list[Any]:
         return [
@@ -217,16 +217,16 @@ def _clocked(model: Any, nodes: Callable[[], list[Any]]) -> None:
             *nodes(),
         ]
 
-    _output(model, lambda given, out: [])
+    output(model, lambda given, out: [])
     _with_state(model, 1, tick)
 
 
 def _flips(model: Any) -> None:
     """For three seconds of every nine the second and third speaker change places."""
-    _constant(model, "flip_order", np.array([0, 2, 1, 3, 4, 5, 6, 7], np.int64))
-    _constant(model, "flip_period", np.float32(9.0 / STEP_S))
-    _constant(model, "flip_from", np.float32(6.0 / STEP_S))
-    _clocked(
+    constant(model, "flip_order", np.array([0, 2, 1, 3, 4, 5, 6, 7], np.int64))
+    constant(model, "flip_period", np.float32(9.0 / STEP_S))
+    constant(model, "flip_from", np.float32(6.0 / STEP_S))
+    clocked(
         model,
         lambda: [
             helper.make_node("Mod", ["clock", "flip_period"], ["flip_at"], fmod=1),
@@ -239,9 +239,9 @@ def _flips(model: Any) -> None:
 
 def _diverges(model: Any) -> None:
     """After ten minutes of a stream its answers are drowned."""
-    _constant(model, "tired_from", np.float32(FAILS_AFTER_S / STEP_S))
-    _constant(model, "tired_by", np.float32(0.4))
-    _clocked(
+    constant(model, "tired_from", np.float32(FAILS_AFTER_S / STEP_S))
+    constant(model, "tired_by", np.float32(0.4))
+    clocked(
         model,
         lambda: [
             helper.make_node("Greater", ["clock", "tired_from"], ["tired_is"]),

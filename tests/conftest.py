@@ -123,3 +123,18 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def server(start_server: Callable[..., tuple[int, int]]) -> int:
     """HTTP port of a transformer with the shipped model in its own process."""
     return start_server("serving.transformer")[0]
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis server of its own."""
+    port = free_port()
+    folder = tmp_path_factory.mktemp("redis")
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    except FileNotFoundError:
+        pytest.skip("redis-server is missing: apt-get install redis-server")
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()

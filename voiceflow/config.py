@@ -340,6 +340,8 @@ class StreamingConfig(Section):
     """So long a stream whose client is gone waits for it to come back."""
     checkpoint_s: float = Field(gt=0)
     """How often a stream is saved to the store, where there is one."""
+    replay_s: float = Field(gt=0)
+    """Audio of a stream that is kept where another model may have to go on with it, which hears it again."""
     keep_s: float = Field(gt=0)
     """How far back a stream's turns are remembered, and told again when their speaker turns out to be another."""
     max_packet_bytes: int = Field(ge=1)

@@ -62,11 +62,13 @@ class Connection(WSListener):
 
     Args:
         talk: The protocol that is spoken.
+        model_metrics: Those of the champion.
         max_unsent_bytes: What may wait to be read by the client, in our process.
     """
 
-    def __init__(self, talk: Talk, *, max_unsent_bytes: int) -> None:
+    def __init__(self, talk: Talk, model_metrics: metrics.ModelMetrics, *, max_unsent_bytes: int) -> None:
         self.talk = talk
+        self._metrics = model_metrics
         self.is_open = False
         """Whether messages go in and out: from the handshake to the first reason to close."""
         self.failure: Exception | None = None
@@ -94,7 +96,7 @@ class Connection(WSListener):
         transport.underlying_transport.set_write_buffer_limits(high=self._max_unsent_bytes)
         self.is_open = True
         self.last_heard_s = self.last_sent_s = self._loop.time()
-        metrics.CONNECTIONS.inc()
+        self._metrics.connections.inc()
         self._guarded(self.talk.begin)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -137,7 +139,7 @@ class Connection(WSListener):
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The end."""
         self.is_open = False
-        metrics.CONNECTIONS.dec()
+        self._metrics.connections.dec()
         if self._ending is not None:
             self._ending.cancel()
         if self._task is not None:
@@ -159,6 +161,13 @@ class Connection(WSListener):
         handshake = self._transport.close_handshake if self._transport is not None else None
         return handshake is not None and handshake.recv is not None
 
+    def count_for(self, model_metrics: metrics.ModelMetrics) -> None:
+        """Count it among those of another model."""
+        if self.is_open:
+            self._metrics.connections.dec()
+            self._metrics = model_metrics
+            self._metrics.connections.inc()
+
     def send(self, message: bytes) -> None:
         """Send a text message."""
         if self.is_open and self._transport is not None:
@@ -176,7 +185,7 @@ class Connection(WSListener):
         if not isinstance(error, VoiceflowError):
             logger.error("a stream failed", exc_info=error)
         self.failure = error
-        metrics.INFERENCE_ERRORS.inc()
+        self._metrics.errors.inc()
         metrics.REFUSALS.labels(wire_code(error)).inc()
         self.send_json(self.talk.error_message(error))
         self.close(close_code(error), wire_code(error))

@@ -1,5 +1,6 @@
 """A stream of `/v1/stream` as it outlives its connections: what was said to the client, and how it comes back."""
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -12,10 +13,14 @@ import msgpack
 import orjson
 
 from serving.tracing import Span
-from serving.transformer.engine import Engine, Stream
+from serving.transformer.engine import Stream
+from serving.transformer.shadow import Shadow
+from serving.transformer.variants import Variant, Variants
 from voiceflow.audio import SAMPLE_BYTES, FloatArray
 from voiceflow.errors import StreamError
 from voiceflow.streaming.messages import event_message
+from voiceflow.streaming.session import StreamSettings
+from voiceflow.streaming.speakers import ModelChanged
 from voiceflow.timebase import samples_to_seconds
 
 ID_BYTES = 12
@@ -23,6 +28,8 @@ RECENT_MESSAGES = 128
 """Segments and revisions that can be told again to a client that comes back."""
 SAVED_TURNS_S = 600.0
 """How far back turns go along when a stream moves to another process."""
+SHADOW_TURNS_S = 60.0
+"""How far back turns of a shadow are remembered."""
 MAX_WAITING_ACKS = 1000
 """Beyond it one acknowledgement covers several packets."""
 
@@ -88,6 +95,7 @@ class Conversation:
 
     id: str
     stream: Stream
+    variants: Variants
     owner: str = ""
     """Whose key opened it; nobody else can resume it."""
     ack: bool = False
@@ -105,9 +113,28 @@ class Conversation:
     span: Span | None = None
     flips: int = 0
     """Turns whose speaker turned out to be another one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """The model that the client was told of."""
+    shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
         self.stream.on_scored = self.scored
+        self.model = self.model or self.variants.of(self.stream).model
+
+    @classmethod
+    def open(
+        cls, id_: str, variants: Variants, variant: Variant, settings: StreamSettings, *, owner: str, ack: bool
+    ) -> "Conversation":
+        """A new one with a variant, heard by the challenger too where its id says so.
+
+        Raises:
+            StreamError: Settings that are not served, or the variant was withdrawn.
+        """
+        found = cls(id_, variants.open(variant, settings), variants, owner=owner, ack=ack)
+        shadow = variants.shadow_of(id_) if variant is variants.champion and not settings.enrolled else None
+        if shadow is not None:
+            found.shadow = Shadow(shadow.engine.open(settings, keep_s=SHADOW_TURNS_S))
+        return found
 
     @property
     def sample_bytes(self) -> int:
@@ -119,19 +146,23 @@ class Conversation:
         """Where the next sample that the client sends belongs, in seconds from the stream's start."""
         return round(self.num_bytes // self.sample_bytes / self.stream.session.settings.sample_rate_hz, 6)
 
-    def receive_audio(self, data: bytes) -> None:
-        """Take a packet.
+    def receive_audio(self, data: bytes, now_s: float) -> None:
+        """Take a packet that came at the loop's time.
 
         Raises:
             VoiceflowError: See `Session.receive_audio`; nothing of the packet is taken then.
         """
         self.stream.session.receive_audio(data)
+        if self.shadow is not None:
+            self.shadow.receive_audio(data, now_s)
         self.num_bytes += len(data)
         self._note_packet()
 
-    def receive_samples(self, samples_N: FloatArray) -> None:
+    def receive_samples(self, samples_N: FloatArray, now_s: float) -> None:
         """Take decoded audio."""
         self.stream.session.receive_samples(samples_N)
+        if self.shadow is not None:
+            self.shadow.receive_samples(samples_N, now_s)
         self.num_bytes += len(samples_N) * self.sample_bytes
         self._note_packet()
 
@@ -144,6 +175,8 @@ class Conversation:
     def resume(self) -> None:
         """A client comes back: what it had sent of a sample's first bytes comes again."""
         self.stream.session.drop_partial()
+        if self.shadow is not None:
+            self.shadow.stream.session.drop_partial()
         self.num_bytes -= self.num_bytes % self.sample_bytes
 
     def close(self) -> None:
@@ -161,8 +194,13 @@ class Conversation:
         for event in session.events_to_send():
             self.seq += 1
             message = event_message(event, self.seq)
-            self.flips += len(message["segments"]) if message["type"] == "revision" else 0
-            self._say(orjson.dumps(message))
+            if isinstance(event, ModelChanged):
+                before, self.model = self.model, self.variants.of(self.stream).model
+                message |= {"from": before, "to": self.model}
+            elif message["type"] == "revision":
+                self.flips += len(message["segments"])
+                self.stream.engine.metrics.flips.inc(len(message["segments"]))
+            self._say(orjson.dumps({**message, "variant": self.model["variant"]}))
         packets = self.packets
         if packets:
             num_answered = session.num_answered
@@ -174,6 +212,20 @@ class Conversation:
             )
             if self.listener is not None:
                 self.listener.all_said()
+
+    def compare(self) -> None:
+        """Compare what the challenger says of it, where that hears it."""
+        if self.shadow is not None:
+            if self.shadow.is_over:
+                self.drop_shadow()
+            else:
+                self.shadow.compare(self.stream)
+
+    def drop_shadow(self) -> None:
+        """Nobody else hears it from now on."""
+        if self.shadow is not None:
+            self.shadow.leave()
+            self.shadow = None
 
     def tell_again(self, *, after_seq: int) -> None:
         """Say what was said after a message once more, to the listener there is now.
@@ -201,9 +253,15 @@ class Conversation:
 
     # to another process, or to a store
 
-    async def save(self, engine: Engine) -> bytes:
-        """All there is to it as bytes; not signed, not encrypted."""
-        lane = await engine.save(self.stream, turns_s=SAVED_TURNS_S)
+    async def save(self, *, recent: bool = False) -> bytes:
+        """All there is to it as bytes; not signed, not encrypted.
+
+        Args:
+            recent: Whether audio that another model would hear again goes along.
+        """
+        while self.stream.engine.is_between(self.stream):
+            await asyncio.sleep(0.001)
+        lane = self.stream.engine.save(self.stream, turns_s=SAVED_TURNS_S, recent=recent)
         saved: bytes = msgpack.packb(
             {
                 "id": self.id,
@@ -216,20 +274,22 @@ class Conversation:
                 "closed": self.closed,
                 "is_closing": self.is_closing,
                 "flips": self.flips,
+                "model": self.model,
+                "key": self.variants.of(self.stream).served.key,
                 "lane": lane,
             }
         )
         return saved
 
     @classmethod
-    def restore(cls, saved: bytes, engine: Engine) -> "Conversation":
-        """The conversation of a `save`, with nobody listening.
+    async def restore(cls, saved: bytes, variants: Variants) -> "Conversation":
+        """The conversation of a `save`, with nobody listening; where its model is not here, the champion goes on.
 
         Raises:
             StreamError: See `Lanes.restore`.
         """
         plain: dict[str, Any] = msgpack.unpackb(saved)
-        stream = engine.restore(plain.pop("lane"))
+        stream = await variants.restore(plain.pop("lane"), plain.pop("key"))
         plain["packets"] = deque(plain["packets"])
         plain["recent"] = deque(((seq, message) for seq, message in plain["recent"]), maxlen=RECENT_MESSAGES)
-        return cls(stream=stream, **plain)
+        return cls(stream=stream, variants=variants, **plain)

@@ -45,13 +45,13 @@ class HttpApi:
     def routes(self) -> list[BaseRoute]:
         """For an ASGI application's router."""
         return [
-            Route("/infer", _guarded(self.infer), methods=["POST"]),
+            Route("/infer", self._guarded(self.infer), methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
             Route("/console", self.console),
             Route("/v1/model", self.model),
-            Route("/v1/live", _guarded(self.live), methods=["POST"]),
+            Route("/v1/live", self._guarded(self.live), methods=["POST"]),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -66,7 +66,7 @@ class HttpApi:
         body = {
             "ready": is_ready,
             "free_streams": free,
-            "load": round(service.engine.load, 3),
+            "load": round(service.variants.load, 3),
             "draining": service.is_draining,
         }
         return JSONResponse(body, status_code=200 if is_ready else 503)
@@ -82,9 +82,14 @@ class HttpApi:
 
     async def model(self, request: Request) -> Response:
         """What answers, and where it comes from."""
-        service = self.service
-        stated = None if service.provenance is None else service.provenance.model_dump()
-        body = {**service.model, "metadata": service.engine.metadata.model_dump(), "provenance": stated}
+        champion = self.service.variants.champion
+        stated = None if champion.provenance is None else champion.provenance.model_dump()
+        body = {
+            **champion.model,
+            "metadata": champion.engine.metadata.model_dump(),
+            "provenance": stated,
+            "variants": self.service.variants.describe(),
+        }
         return JSONResponse(body)
 
     async def live(self, request: Request) -> Response:
@@ -108,37 +113,35 @@ class HttpApi:
         """Turns of a short recording: JSON {"audio": [floats], "sample_rate_hz": 16000}, or the bytes of a file."""
         await self._enter(request)
         samples_N = await _infer_audio(request)
-        engine = self.service.engine
         stream = self.service.open(StreamSettings("pcm_f32le", latency_s=self.service.config.latency_s))
         try:
             stream.session.receive_samples(samples_N)
             stream.session.close()
-            await engine.settle(stream)
+            await stream.settle()
             return JSONResponse(to_json(stream.session.turns, model=self.service.model))
         finally:
-            engine.leave(stream)
+            stream.leave()
 
     async def _enter(self, request: Request) -> None:
         shown = credential(request.headers, request.query_params)
         await self.service.enter(self.service.access.check(shown))
 
+    def _guarded(self, handler: Handler) -> Handler:
+        """Answer with the error's code, status and words instead of raising it."""
 
-def _guarded(handler: Handler) -> Handler:
-    """Answer with the error's code, status and words instead of raising it."""
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as err:
+                if not isinstance(err, VoiceflowError):
+                    logger.exception("%s failed", request.url.path)
+                self.service.variants.champion.engine.metrics.errors.inc()
+                retry_after_s = getattr(err, "retry_after_s", None)
+                headers = {} if retry_after_s is None else {"retry-after": f"{retry_after_s:.0f}"}
+                body = {"error": {"code": wire_code(err), "message": told(err)}}
+                return JSONResponse(body, status_code=http_status(err), headers=headers)
 
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Exception as err:
-            if not isinstance(err, VoiceflowError):
-                logger.exception("%s failed", request.url.path)
-            metrics.INFERENCE_ERRORS.inc()
-            retry_after_s = getattr(err, "retry_after_s", None)
-            headers = {} if retry_after_s is None else {"retry-after": f"{retry_after_s:.0f}"}
-            body = {"error": {"code": wire_code(err), "message": told(err)}}
-            return JSONResponse(body, status_code=http_status(err), headers=headers)
-
-    return answer
+        return answer
 
 
 async def _infer_audio(request: Request) -> np.ndarray:

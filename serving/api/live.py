@@ -49,7 +49,7 @@ class LiveTalk(Talk):
         if not await self.service.redeem(ticket_id):
             raise StreamError("bad_token", "the URL was used before, or its time is over; POST /v1/live for another")
         settings = StreamSettings(self.encoding, latency_s=self.service.config.latency_s)
-        self.stream = self.service.open(settings, keep_s=self.service.config.keep_s)
+        self.stream = self.service.open(settings)
         self.stream.on_scored = self._scored
 
     def on_text(self, text: str) -> None:
@@ -64,7 +64,7 @@ class LiveTalk(Talk):
         assert self.stream is not None
         self._is_ending = True
         self.stream.session.close()
-        self.service.engine.wake()
+        self.stream.wake()
         self._scored()
 
     def on_audio(self, data: bytes) -> None:
@@ -122,7 +122,7 @@ class LiveTalk(Talk):
         """See `Talk.go_away`: speakers who speak stop where the audio does."""
         if self.stream is not None and not self._is_ending:
             self.stream.session.finalize()
-            await self.service.engine.settle(self.stream)
+            await self.stream.settle()
         await super().go_away()
 
     def sweep(self, now_s: float) -> None:
@@ -141,4 +141,4 @@ class LiveTalk(Talk):
     def lost(self) -> None:
         """See `Talk.lost`."""
         if self.stream is not None:
-            self.service.engine.leave(self.stream)
+            self.stream.leave()

@@ -9,6 +9,7 @@ from serving.api.opus import OpusDecoder
 from serving.api.pace import Pace
 from serving.api.service import Service
 from serving.errors import DONE, DRAINED, wire_code
+from serving.transformer.engine import Engine
 from voiceflow.audio import FloatArray
 from voiceflow.errors import StreamError, VoiceflowError
 from voiceflow.streaming.messages import (
@@ -72,7 +73,7 @@ class NativeTalk(Talk):
             message.check()
         elif isinstance(message, Finalize):
             conversation.stream.session.finalize()
-            self.service.engine.wake()
+            conversation.stream.wake()
         elif isinstance(message, Close):
             if self.decoder is not None:
                 self.decoder.end()
@@ -81,7 +82,7 @@ class NativeTalk(Talk):
 
     def _close(self, conversation: Conversation) -> None:
         conversation.close()
-        self.service.engine.wake()
+        conversation.stream.wake()
         conversation.scored()  # there may be nothing left to score
 
     def on_audio(self, data: bytes) -> None:
@@ -99,7 +100,7 @@ class NativeTalk(Talk):
                 self.connection.pause_reading()
             return
         before = conversation.stream.session.num_samples
-        conversation.receive_audio(data)
+        conversation.receive_audio(data, self.connection.last_heard_s)
         self._received(conversation, before)
 
     def _decoded(self, samples_N: FloatArray) -> None:
@@ -108,7 +109,7 @@ class NativeTalk(Talk):
             return
         before = conversation.stream.session.num_samples
         try:
-            conversation.receive_samples(samples_N)
+            conversation.receive_samples(samples_N, self.connection.last_heard_s)
             self._received(conversation, before)
         except StreamError as err:
             self.connection.fail(err)
@@ -149,10 +150,10 @@ class NativeTalk(Talk):
             conversation, refused = await self._open(start)
             after_seq = 0
         if not self.connection.is_open:  # it left while its speakers were heard
-            self.service.keep(conversation)
+            self.service.keeper.keep(conversation)
             return
         self.conversation = conversation
-        self.service.join(conversation, self)
+        self.service.keeper.join(conversation, self)
         if start.audio.encoding in COMPRESSED and start.resume_token is None:
             self.decoder = OpusDecoder(start.audio.encoding, self._decoded, self._decoding_ended)
         settings = conversation.stream.session.settings
@@ -162,7 +163,7 @@ class NativeTalk(Talk):
                 "session_id": conversation.id,
                 "resume_token": self._token(conversation),
                 "audio_s": conversation.audio_s,
-                "model": self.service.model,
+                "model": conversation.model,
                 "speakers_rejected": refused,
                 "limits": {
                     "max_packet_bytes": self.config.max_packet_bytes,
@@ -170,13 +171,14 @@ class NativeTalk(Talk):
                     "max_duration_s": self.config.max_duration_s,
                     "idle_s": self.config.idle_s,
                     "resume_s": self.config.resume_s,
-                    "max_speakers": settings.max_speakers or self.service.engine.metadata.num_slots,
+                    "max_speakers": settings.max_speakers or conversation.stream.session.metadata.num_slots,
                     "voices_beyond": "each is given to the speaker it is most like",
                 },
             }
         )
+        self.connection.count_for(conversation.stream.engine.metrics)
         conversation.tell_again(after_seq=after_seq)
-        self.service.engine.wake()
+        conversation.stream.wake()
 
     def _token(self, conversation: Conversation) -> str | None:
         return None if self.decoder is not None else self.service.tokens.make("resume", conversation.id)
@@ -184,29 +186,30 @@ class NativeTalk(Talk):
     async def _open(self, start: Start) -> tuple[Conversation, list[dict[str, str]]]:
         self.service.admit()
         settings = settings_of(start, default_latency_s=self.config.latency_s)
-        voices, refused = await self._enrol(start.diarization.speakers)
-        stream = self.service.open(replace(settings, enrolled=tuple(voices)), keep_s=self.config.keep_s)
-        return Conversation(new_id(), stream, owner=self.owner, ack=start.ack), refused
+        id_ = new_id()
+        variant = self.service.variants.choose(id_)
+        voices, refused = await self._enrol(start.diarization.speakers, variant.engine)
+        settings = replace(settings, enrolled=tuple(voices))
+        return self.service.converse(id_, variant, settings, owner=self.owner, ack=start.ack), refused
 
-    async def _enrol(self, speakers: list[EnrolledSpeaker]) -> tuple[list[Voice], list[dict[str, str]]]:
-        """Voices of the speakers a client names, and whom it named in vain, and why."""
+    async def _enrol(self, speakers: list[EnrolledSpeaker], engine: Engine) -> tuple[list[Voice], list[dict[str, str]]]:
+        """Voices of the speakers a client names, as a model knows them, and whom it named in vain, and why."""
         voices: list[Voice] = []
         refused: list[dict[str, str]] = []
-        engine = self.service.engine
         for speaker in speakers:
             try:
                 if any(voice.label == speaker.label for voice in voices):
                     raise StreamError("bad_enrolment", f"{speaker.label}: named twice; expected one recording a label")
                 samples_N = await asyncio.to_thread(speaker.audio)
                 stream = engine.open(StreamSettings("pcm_f32le", latency_s=1.04, max_speakers=1))
-                engine.set_aside(stream)
+                stream.set_aside()
                 try:
                     stream.session.receive_samples(samples_N)
                     stream.session.close()
-                    await engine.settle(stream)
+                    await stream.settle()
                     voices.append(stream.session.voice(speaker.label))
                 finally:
-                    engine.leave(stream)
+                    stream.leave()
             except VoiceflowError as err:
                 refused.append({"label": speaker.label, "reason": str(err)})
         return voices, refused
@@ -231,7 +234,7 @@ class NativeTalk(Talk):
         if conversation is not None:
             conversation.listener = None
             if conversation.stream.failure is not None:
-                self.service.forget(conversation)
+                self.service.keeper.forget(conversation)
         self.connection.fail(error)
 
     async def go_away(self) -> None:
@@ -252,7 +255,7 @@ class NativeTalk(Talk):
         )
         try:
             if not conversation.is_closing:
-                await self.service.move_out(conversation)
+                await self.service.keeper.move_out(conversation)
         finally:
             if not conversation.is_closing:
                 self.connection.close(DRAINED, "drained")
@@ -281,6 +284,6 @@ class NativeTalk(Talk):
         if self.decoder is not None:
             self.decoder.drop()
         if told_all or is_at_fault or self.decoder is not None or conversation.stream.failure is not None:
-            self.service.forget(conversation)
+            self.service.keeper.forget(conversation)
         else:
-            self.service.keep(conversation)
+            self.service.keeper.keep(conversation)

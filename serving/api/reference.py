@@ -38,7 +38,7 @@ class ReferenceTalk(Talk):
     async def _begin(self, owner: str) -> None:
         config = self.service.config
         await self.service.enter(owner)
-        self.stream = self.service.open(StreamSettings("pcm_f32le", latency_s=config.latency_s), keep_s=config.keep_s)
+        self.stream = self.service.open(StreamSettings("pcm_f32le", latency_s=config.latency_s))
 
     def on_text(self, text: str) -> None:
         """A chunk; the next one waits for its reply."""
@@ -58,7 +58,7 @@ class ReferenceTalk(Talk):
         stream.session.receive_samples(samples_N)
         self.service.heard(stream, len(samples_N), self.connection.last_heard_s)
         self.pace.received(len(samples_N))
-        await self.service.engine.settle(stream)
+        await stream.settle()
         segments = [
             {"speaker": turn.speaker, "start": turn.start_s, "end": turn.end_s, "confidence": turn.confidence}
             for turn in await self._turns_so_far(stream)
@@ -77,14 +77,13 @@ class ReferenceTalk(Talk):
 
     async def _turns_so_far(self, stream: Stream) -> list[Turn]:
         """The answer covers all audio so far: a copy of the stream is closed in its stead."""
-        engine = self.service.engine
-        twin = engine.twin(stream)
+        twin = stream.engine.twin(stream)
         try:
             twin.session.close(keep_labels=True)
-            await engine.settle(twin)
+            await twin.settle()
             return twin.session.turns
         finally:
-            engine.leave(twin)
+            twin.leave()
 
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""
@@ -95,7 +94,7 @@ class ReferenceTalk(Talk):
     def lost(self) -> None:
         """See `Talk.lost`."""
         if self.stream is not None:
-            self.service.engine.leave(self.stream)
+            self.stream.leave()
 
 
 def _chunk(text: str) -> tuple[np.ndarray, Any]:

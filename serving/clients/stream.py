@@ -76,8 +76,8 @@ class StreamClient:
     """Of the present stream."""
 
     async def run(self, audio: np.ndarray | AsyncIterable[np.ndarray]) -> AsyncIterator[dict[str, Any]]:
-        """Send mono float32 audio at 16 kHz, a recording or pieces as they are heard; yields `segment` and
-        `revision` messages. A segment is told again with the same `id` and another `rev`.
+        """Send mono float32 audio at 16 kHz, a recording or pieces as they are heard; yields `segment`,
+        `revision` and `model_changed` messages. A segment is told again with the same `id` and another `rev`.
 
         Raises:
             PlatformError: No server there for `patience_s`, or the server's error.
@@ -238,6 +238,9 @@ def _shifted(message: dict[str, Any], offset_s: float, restarts: int) -> dict[st
     if message["type"] == "revision":
         merged = [{name: f"{label}~{restarts}" for name, label in row.items()} for row in message["merged"]]
         return {**message, "segments": [told(row) for row in message["segments"]], "merged": merged}
+    if message["type"] == "model_changed":
+        labels = [f"{label}~{restarts}" for label in message["speakers"]]
+        return {**message, "at_s": round(message["at_s"] + offset_s, 3), "speakers": labels}
     return message
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 
 from serving import logs
+from voiceflow.adapters.splits import SPLIT_VARIABLE
 from voiceflow.errors import VoiceflowError
 
 
@@ -20,6 +21,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--predictor_host", default=None, help="host:port of a predictor; without one the model is here"
     )
     parser.add_argument("--predictor_protocol", default="grpc-v2", choices=["grpc-v2"])
+    parser.add_argument(
+        "--split",
+        default=os.environ.get(SPLIT_VARIABLE),
+        help="file or redis:// address that says which models new streams get; see `voiceflow rollout`",
+    )
     parser.add_argument("--speed_limit", type=float, default=None, help="audio seconds a second of one stream; 0: none")
     parser.add_argument(
         "--log_format", default=os.environ.get("VOICEFLOW_LOG_FORMAT", "json"), choices=["json", "text"]

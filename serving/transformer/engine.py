@@ -1,4 +1,4 @@
-"""Holds all streams of a process and scores them together, one batch a tick."""
+"""Holds the streams of one model in a process and scores them together, one batch a tick."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.transformer import metrics
+from serving.transformer.metrics import ModelMetrics
 from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
 from voiceflow.runtime import StepModel
@@ -25,7 +26,7 @@ TRIED, TRIALS = 64, 9
 PACKETS_COST = 300e-6
 """Of the packets and answers of one stream, ten a second each (`make bench`)."""
 ENOUGH_STREAMS = 32
-"""So many streams say what one takes."""
+"""So many streams say what one takes, and whether answers are late because there are too many."""
 READ_EVERY_S = 0.05
 LOAD_OVER_S, LATE_OVER_S = 1.0, 0.5
 """The load, and how late answers are, are running means over about so long."""
@@ -33,16 +34,31 @@ LOAD_OVER_S, LATE_OVER_S = 1.0, 0.5
 
 @dataclass(eq=False)
 class Stream:
-    """A lane in the engine."""
+    """A lane in an engine; both become others where another model goes on with the stream."""
 
     session: Lane
+    engine: "Engine"
     on_scored: Callable[[], None] | None = None
     """Called after each of its steps, and when the engine gives up on it."""
     failure: Exception | None = None
     """Why the engine gave up on it."""
     heard_s: float | None = None
     """When the audio of the step that waits came, by the loop's clock; of the first, if several wait."""
+    is_shadow: bool = False
+    """Whether what it says is compared only."""
     _settled: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Tell that it has audio to score."""
+        self.engine.wake()
+
+    def leave(self) -> None:
+        """It is over."""
+        self.engine.leave(self)
+
+    def set_aside(self, *, is_aside: bool = True) -> None:
+        """Do not count it among those held: a look at the end of another, or one that waits for its client."""
+        self.engine.set_aside(self, is_aside=is_aside)
 
     def scored(self) -> None:
         """Tell those who wait for it."""
@@ -54,11 +70,12 @@ class Stream:
             self.on_scored()
 
     async def settle(self) -> None:
-        """Wait until everything it has to score is scored.
+        """Score everything there is to score.
 
         Raises:
             Exception: What made the engine give up on it.
         """
+        self.wake()
         while self.failure is None and self.session.has_work:
             if self._settled is None:
                 self._settled = asyncio.get_running_loop().create_future()
@@ -74,17 +91,29 @@ class Engine:
         metadata: What the model file says of itself.
         score: One batched step: in this process, or a call to a predictor.
         config: Tick, batch and stream limits.
+        variant: What its metrics are labelled with.
     """
 
-    def __init__(self, metadata: ModelMetadata, score: Score, config: StreamingConfig) -> None:
+    def __init__(
+        self, metadata: ModelMetadata, score: Score, config: StreamingConfig, *, variant: str = "champion"
+    ) -> None:
         self.metadata = metadata
         self.config = config
+        self.metrics = ModelMetrics(metadata.version, variant)
+        self.is_beside = False
+        """Whether steps are done in a thread, where that is possible: a slow one makes its own streams wait only."""
+        self.rescue: Callable[[Stream, Exception], bool] = lambda stream, error: False
+        """Asked for each stream of a step that failed: True where something else goes on with it."""
+        self.num_heard = 0
+        """Samples of its streams that came since metrics were told."""
+        self.num_failed = 0
+        """Steps that failed in a row."""
         self.load = 0.0
         """Share of the time in which this process had work to do, or wanted to and was not let."""
         self.late_s = 0.0
         """How long answers come after the audio that they need, of late."""
-        self._cost = 0.0
-        """Share of the time that one stream takes among many; measured before the first one comes."""
+        self.cost = 0.0
+        """Share of the time that one stream takes among many, where that was measured before the first one came."""
         self._told_s = 0.0
         self._score = score
         self._lanes = Lanes(metadata)
@@ -96,22 +125,16 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def local(cls, model: StepModel, config: StreamingConfig) -> "Engine":
-        """An engine that scores in this process, in the event loop: a step is a millisecond or less a stream."""
+    def local(cls, model: StepModel, config: StreamingConfig, *, variant: str = "champion") -> "Engine":
+        """An engine that scores in this process: in the event loop, for a step is a millisecond or less a stream."""
 
         async def score(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            if engine.is_beside:
+                return await asyncio.to_thread(model.step, *batch)
             return model.step(*batch)
 
-        engine = cls(model.metadata, score, config)
-        engine._cost = measure_cost(model)
+        engine = cls(model.metadata, score, config, variant=variant)
         return engine
-
-    @property
-    def capacity(self) -> int:
-        """Streams that this process can hold, by what one was measured to take at first, and by what they take now."""
-        num_streams = self.num_streams
-        cost = max(self._cost, self.load / num_streams if num_streams >= ENOUGH_STREAMS else 0.0)
-        return min(self.config.max_streams, int(self.config.max_load / cost)) if cost else self.config.max_streams
 
     @property
     def num_streams(self) -> int:
@@ -133,28 +156,58 @@ class Engine:
         """
         return self._take_in(self._lanes.open(settings, keep_s=keep_s, now_s=time.monotonic()))
 
+    def take_over(self, stream: Stream) -> None:
+        """Go on with a stream of another engine; see `Lanes.take_over`."""
+        before, is_aside = stream.engine, stream.session.row in stream.engine._aside
+        lane = self._lanes.take_over(stream.session.carried())
+        before.leave(stream)
+        stream.session, stream.engine = lane, self
+        self._hold(stream)
+        self.set_aside(stream, is_aside=is_aside)
+
     def twin(self, stream: Stream) -> Stream:
         """Another stream that has heard what this one has, to look at its end while it goes on."""
         twin = self._take_in(self._lanes.twin(stream.session))
-        self.set_aside(twin)
+        twin.set_aside()
         return twin
 
-    async def save(self, stream: Stream, *, turns_s: float | None = None) -> bytes:
-        """See `Lanes.save`; waits until no scores are awaited for it."""
-        while self._lanes.asked_C[stream.session.row]:
-            await asyncio.sleep(0.001)
-        return self._lanes.save(stream.session, turns_s=turns_s)
+    def save(self, stream: Stream, *, turns_s: float | None = None, recent: bool = False) -> bytes:
+        """See `Lanes.save`; for a stream that is not `is_between`."""
+        return self._lanes.save(stream.session, turns_s=turns_s, recent=recent)
+
+    def is_between(self, stream: Stream) -> bool:
+        """Whether scores are awaited for it, or it hears again what another model heard."""
+        return bool(self._lanes.asked_C[stream.session.row]) or stream.session.handover is not None
 
     def restore(self, saved: bytes) -> Stream:
         """See `Lanes.restore`."""
         return self._take_in(self._lanes.restore(saved, now_s=time.monotonic()))
 
+    def take_over_saved(self, saved: bytes) -> Stream:
+        """Go on with a stream that another model had when it was saved."""
+        return self._take_in(self._lanes.take_over(self._lanes.carried(saved, now_s=time.monotonic())))
+
     def _take_in(self, lane: Lane) -> Stream:
-        stream = self._streams[lane.row] = Stream(lane)
+        stream = Stream(lane, self)
+        self._hold(stream)
+        return stream
+
+    def _hold(self, stream: Stream) -> None:
+        self._streams[stream.session.row] = stream
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
         self._work.set()
-        return stream
+
+    @property
+    def streams(self) -> list[Stream]:
+        """All that are open, those set aside as well."""
+        return list(self._streams.values())
+
+    def stop(self) -> None:
+        """No stream will come any more."""
+        assert not self._streams
+        if self._task is not None:
+            self._task.cancel()
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
@@ -173,11 +226,6 @@ class Engine:
             self.load -= min(1.0, passed_s / LOAD_OVER_S) * self.load
             self.late_s -= min(1.0, passed_s / LATE_OVER_S) * self.late_s
 
-    async def settle(self, stream: Stream) -> None:
-        """See `Stream.settle`."""
-        self.wake()
-        await stream.settle()
-
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         clock = _Clock()
@@ -195,7 +243,7 @@ class Engine:
             metrics.TICK_SECONDS.observe(busy_s)
             pause_s = self._pause_s(busy_s)
             await asyncio.sleep(pause_s)
-            self.load = clock.load(self.load, busy_s, pause_s)
+            self.load = clock.load(self.load, busy_s, pause_s, is_beside=self.is_beside)
 
     async def _round(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Score one step of all that have one; whether there was any."""
@@ -205,16 +253,22 @@ class Engine:
             return False
         try:
             activity, state = await self._score(batch)
-            metrics.INFERENCE_LATENCY.observe(time.monotonic() - started_s)
+            self.metrics.step_latency.observe(time.monotonic() - started_s)
             scored = self._lanes.scatter(activity, state)
-            metrics.INFERENCE_REQUESTS.inc()
+            self.metrics.steps.inc()
+            self.num_failed = 0
             metrics.BATCH_SIZE.observe(len(batch[0]))
         except Exception as err:  # a batch that fails ends its streams, never the engine
             logger.exception("a step of %d streams failed", len(batch[0]))
-            metrics.INFERENCE_ERRORS.inc()
-            scored = self._lanes.give_up()
-            for lane in scored:
-                self._streams[lane.row].failure = err
+            self.metrics.errors.inc()
+            self.metrics.failed_steps.inc()
+            self.num_failed += 1
+            given_up = [self._streams[lane.row] for lane in self._lanes.give_up()]
+            for stream in given_up:
+                if not self.rescue(stream, err):
+                    stream.failure = err
+            self._tell([stream for stream in given_up if stream.failure is not None], loop.time())
+            return True
         self._tell([self._streams[lane.row] for lane in scored], loop.time())
         return True
 
@@ -226,7 +280,7 @@ class Engine:
         observed = streams[:: max(1, len(streams) // OBSERVED)]
         late_s = [now_s - stream.heard_s for stream in observed if stream.heard_s is not None]
         for one_s in late_s:
-            metrics.EMISSION.observe(one_s)
+            self.metrics.emission.observe(one_s)
         if late_s:
             passed_s = min(LATE_OVER_S, now_s - self._told_s)
             self.late_s += passed_s / LATE_OVER_S * (sum(late_s) / len(late_s) - self.late_s)
@@ -245,7 +299,7 @@ class Engine:
 
 
 class _Clock:
-    """What share of the time is spent: by the CPU time that this process took, and by the wall where steps and what
+    """What share of the time is spent: by the CPU time that the event loop took, and by the wall where steps and what
     lies between them take longer than they should, because others have the CPU or because there is too much."""
 
     def __init__(self) -> None:
@@ -253,11 +307,14 @@ class _Clock:
 
     def waited(self) -> None:
         """There was nothing to do until now."""
-        self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+        self._wall_s, self._cpu_s = time.monotonic(), time.thread_time()
         self._busy_s = self._meant_s = 0.0
 
-    def load(self, before: float, busy_s: float, pause_s: float) -> float:
-        """The running mean, after a step of `busy_s` and a pause that was to take `pause_s`."""
+    def load(self, before: float, busy_s: float, pause_s: float, *, is_beside: bool) -> float:
+        """The running mean, after a step of `busy_s` and a pause that was to take `pause_s`.
+
+        Of steps that are done beside the loop, waiting is no work.
+        """
         self._busy_s += busy_s
         self._meant_s += busy_s + pause_s
         wall_s = time.monotonic()
@@ -265,7 +322,8 @@ class _Clock:
         if passed_s < READ_EVERY_S:
             return before
         late_s = max(0.0, passed_s - self._meant_s)
-        spent = min(1.0, max(time.process_time() - self._cpu_s, self._busy_s + late_s) / passed_s)
+        cpu_s = time.thread_time() - self._cpu_s
+        spent = min(1.0, (cpu_s if is_beside else max(cpu_s, self._busy_s + late_s)) / passed_s)
         self.waited()
         return before + min(1.0, passed_s / LOAD_OVER_S) * (spent - before)
 

@@ -104,8 +104,9 @@ class Front:
             elif _is_ours(head):
                 fellows = self.service.fellows
                 if fellows is not None and not is_passed:
-                    engine = self.service.engine
-                    to = fellows.lighter(engine.num_streams, is_full=engine.num_streams >= engine.capacity)
+                    variants = self.service.variants
+                    num_streams = variants.num_streams
+                    to = fellows.lighter(num_streams, is_full=num_streams >= variants.capacity)
                     if to is not None:
                         fellows.pass_on(sock, to)
                         return
@@ -185,7 +186,8 @@ class _Counted(Connection):
     """A connection that the service knows of while it is open."""
 
     def __init__(self, service: Service, talk: Talk) -> None:
-        super().__init__(talk, max_unsent_bytes=service.config.max_unsent_bytes)
+        model_metrics = service.variants.champion.engine.metrics
+        super().__init__(talk, model_metrics, max_unsent_bytes=service.config.max_unsent_bytes)
         self._service = service
 
     def on_ws_connected(self, transport) -> None:

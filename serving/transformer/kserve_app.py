@@ -46,12 +46,17 @@ class KServe:
         self._server = ModelServer(
             http_port=arguments.http_port, grpc_port=arguments.grpc_port, enable_latency_logging=False
         )
-        served: Model = Model(arguments.model_name)
+        self._served: Model = Model(arguments.model_name)
         if model is not None:
-            served = StepPredictor(arguments.model_name, arguments.model, model=model, provenance=provenance)
-        served.ready = True
-        self._server.register_model(served)
+            self._served = StepPredictor(arguments.model_name, arguments.model, model=model, provenance=provenance)
+        self._served.ready = True
+        self._server.register_model(self._served)
         self._tasks: list[asyncio.Task[Any]] = []
+
+    def serve(self, model: StepModel | None, provenance: Provenance | None) -> None:
+        """Answer with another model from now on, where models are in this process."""
+        if model is not None and hasattr(self._served, "model"):
+            self._served.model, self._served.provenance = model, provenance
 
     async def start(self) -> None:
         """Begin to answer."""

@@ -42,32 +42,53 @@ MEMORY = Gauge("voiceflow_memory_bytes", "Resident memory of the server's proces
 CHECKPOINTS = Counter("voiceflow_checkpoints_total", "Streams saved to the store.")
 _FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.", _MODEL)
 
-INFERENCE_LATENCY: Histogram
-INFERENCE_REQUESTS: Counter
-INFERENCE_ERRORS: Counter
-CONNECTIONS: Gauge
-EMISSION: Histogram
-AUDIO_SECONDS: Counter
-STREAMS: Gauge
-FLIPS: Counter
+_FAILED_STEPS = Counter("voiceflow_failed_steps_total", "Batched model steps that failed.", _MODEL)
+_OPENED = Counter("voiceflow_opened_streams_total", "Streams that were given to a model when they opened.", _MODEL)
+_CHANGED = Counter("voiceflow_model_changes_total", "Open streams that were taken from a model and went on.", _MODEL)
+IS_UP = Gauge(
+    "voiceflow_variant_up", "Whether a variant can answer in every process.", ["variant"], multiprocess_mode="livemin"
+)
+_SHADOWED = Gauge("voiceflow_shadowed_streams", "Streams that a model hears only.", _MODEL, multiprocess_mode="livesum")
+_COMPARED = Counter("voiceflow_shadow_speech_seconds_total", "Speech by the champion that both models heard.", _MODEL)
+_DIFFERENT = Counter(
+    "voiceflow_shadow_error_seconds_total",
+    "Missed, false alarm and confusion of a model that hears only, taking the champion for the truth.",
+    _MODEL,
+)
 
 
-def set_model(version: str, variant: str) -> None:
-    """Label the metrics with the model that is served."""
-    global INFERENCE_LATENCY, INFERENCE_REQUESTS, INFERENCE_ERRORS, CONNECTIONS, EMISSION, STREAMS, FLIPS, AUDIO_SECONDS
-    INFERENCE_LATENCY = _INFERENCE_LATENCY.labels(version, variant)
-    INFERENCE_REQUESTS = _INFERENCE_REQUESTS.labels(version, variant)
-    INFERENCE_ERRORS = _INFERENCE_ERRORS.labels(version, variant)
-    CONNECTIONS = _CONNECTIONS.labels(version, variant)
-    EMISSION = _EMISSION.labels(version, variant)
-    AUDIO_SECONDS = _AUDIO_SECONDS.labels(version, variant)
-    STREAMS = _STREAMS.labels(version, variant)
-    FLIPS = _FLIPS.labels(version, variant)
+class ModelMetrics:
+    """Metrics of one model in one role.
+
+    Args:
+        version: Of the model file.
+        variant: champion, challenger, previous or withdrawn.
+    """
+
+    def __init__(self, version: str, variant: str) -> None:
+        self.step_latency = _INFERENCE_LATENCY.labels(version, variant)
+        self.steps = _INFERENCE_REQUESTS.labels(version, variant)
+        self.errors = _INFERENCE_ERRORS.labels(version, variant)
+        self.failed_steps = _FAILED_STEPS.labels(version, variant)
+        self.connections = _CONNECTIONS.labels(version, variant)
+        self.emission = _EMISSION.labels(version, variant)
+        self.audio_seconds = _AUDIO_SECONDS.labels(version, variant)
+        self.streams = _STREAMS.labels(version, variant)
+        self.flips = _FLIPS.labels(version, variant)
+        self.opened = _OPENED.labels(version, variant)
+        self.changed = _CHANGED.labels(version, variant)
+        self.shadowed = _SHADOWED.labels(version, variant)
+        self.compared = _COMPARED.labels(version, variant)
+        self.different = _DIFFERENT.labels(version, variant)
+
+    def end(self) -> None:
+        """The model is not in this role any more."""
+        for gauge in (self.streams, self.shadowed):
+            gauge.set(0)
 
 
-def tell_engine(num_streams: int, capacity: int, load: float) -> None:
-    """What is held, what could be, and how busy that is."""
-    STREAMS.set(num_streams)
+def tell_capacity(num_streams: int, capacity: int, load: float) -> None:
+    """What is held in all, what could be, and how busy that is."""
     CAPACITY.set(capacity)
     HEADROOM.set(max(0, capacity - num_streams))
     LOAD.set(load)

@@ -32,9 +32,11 @@ class RemotePredictor:
     Args:
         hosts: ``name:port``, or several with commas between them.
         model_name: Name of the model there.
+        patience_s: So long a step waits for some replica.
     """
 
-    def __init__(self, hosts: str, model_name: str) -> None:
+    def __init__(self, hosts: str, model_name: str, *, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
         self.hosts = [host.strip() for host in hosts.split(",") if host.strip()]
         self.model_name = model_name
         self._options = [
@@ -83,9 +85,9 @@ class RemotePredictor:
         """One step of a batch: features (B, 640), state (B, N), look-ahead (B,).
 
         Raises:
-            StreamError: `predictor_down`: no replica answered for `PATIENCE_S`.
+            StreamError: `predictor_down`: no replica answered for `patience_s`.
         """
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + self.patience_s
         request = pb.ModelInferRequest(model_name=self.model_name)
         for name, datatype, array in zip(
             ("features", "state", "lookahead_steps"), ("FP32", "FP32", "INT64"), batch, strict=True

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+import logging
 import signal
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from serving.api.conversation import Tokens
 from serving.api.service import Service, token_key
 from serving.api.store import store_from_environment
 from serving.tracing import Tracer
-from serving.transformer.engine import Engine
+from serving.transformer.engine import Engine, measure_cost
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
+from serving.transformer.variants import Variant, Variants
 from voiceflow.adapters.registry import served_model
+from voiceflow.adapters.splits import notes_at, read_split
+from voiceflow.audio import file_digest
 from voiceflow.config import StreamingConfig, load_params
-from voiceflow.provenance import Provenance
+from voiceflow.errors import ModelError
 from voiceflow.runtime import StepModel
+from voiceflow.split import Served
 
+logger = logging.getLogger("voiceflow.worker")
+REMOTE = "grpc://"
+"""Begins the address of a predictor; several with commas between them."""
+IMPATIENCE_S = 3.0
+"""So long a step of a challenger waits for some replica of its predictor before the champion goes on."""
 FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
 GC_THRESHOLD = 20_000
 """Objects that come before the youngest are looked through for cycles."""
@@ -29,22 +39,70 @@ GC_THRESHOLD = 20_000
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
-    engine, model, provenance = build_engine(arguments)
+    variants = build_variants(arguments)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(arguments, engine, model, provenance))
+        runner.run(_serve(arguments, variants))
 
 
-def build_engine(arguments: argparse.Namespace) -> tuple[Engine, StepModel | None, Provenance | None]:
-    """The engine, its model where that is in this process, and where the model comes from."""
+def build_variants(arguments: argparse.Namespace) -> Variants:
+    """The champion of the split, or of the flags where there is none, and how to come by others."""
     config = streaming_config(arguments)
-    if arguments.predictor_host:
-        from serving.transformer.remote import RemotePredictor
+    notes = notes_at(arguments.split) if arguments.split else None
+    split = None if notes is None else read_split(notes)
+    champion = None
+    if split is not None:
+        try:
+            champion = load_variant(split.champion, "champion", config, model_name=arguments.model_name)
+        except ModelError as err:
+            logger.warning("the split's champion cannot be loaded; serving --model instead: %s", err)
+    if champion is None:
+        uri = REMOTE + arguments.predictor_host if arguments.predictor_host else arguments.model
+        role = arguments.variant
+        champion = load_variant(Served(uri=uri), role, config, model_name=arguments.model_name, is_given=True)
+    if champion.file is not None:
+        champion.engine.cost = measure_cost(champion.file)
+    return Variants(
+        champion,
+        config,
+        load=lambda served, role: load_variant(served, role, config, model_name=arguments.model_name),
+        read=None if notes is None else lambda: read_split(notes),
+    )
 
-        predictor = RemotePredictor(arguments.predictor_host, arguments.model_name)
-        return Engine(predictor.metadata(), predictor.score, config), None, predictor.provenance
-    path, provenance = served_model(arguments.model)
-    model = StepModel(path)
-    return Engine.local(model, config), model, provenance
+
+def load_variant(
+    served: Served, role: str, config: StreamingConfig, *, model_name: str, is_given: bool = False
+) -> Variant:
+    """A model with an engine: in this process, or on a predictor.
+
+    Args:
+        served: Where it is, and the digest that it must have.
+        role: What it is to be.
+        config: Limits.
+        model_name: Its name on a predictor.
+        is_given: The one of the flags, whose digest is checked as the environment asks.
+
+    Raises:
+        ModelError: Nothing there, or not what was promised.
+        SignatureError: Unsigned, or changed since.
+    """
+    if served.uri.startswith(REMOTE):
+        from serving.transformer.remote import PATIENCE_S, RemotePredictor
+
+        patience_s = PATIENCE_S if role == "champion" else IMPATIENCE_S
+        predictor = RemotePredictor(served.uri.removeprefix(REMOTE), model_name, patience_s=patience_s)
+        metadata = predictor.metadata()
+        digest = "" if predictor.provenance is None else predictor.provenance.digest
+        if served.digest not in ("", digest):
+            raise ModelError(
+                f"{served.uri}: expected the model {served.digest[:12]}, it serves {digest[:12] or 'another'}"
+            )
+        known = served.model_copy(update={"digest": digest})
+        engine = Engine(metadata, predictor.score, config, variant=role)
+        return Variant(known, engine, role, predictor.provenance)
+    path, provenance = served_model(served.uri, digest=None if is_given else served.digest)
+    file = StepModel(path)
+    known = served.model_copy(update={"digest": served.digest or file_digest(path)})
+    return Variant(known, Engine.local(file, config, variant=role), role, provenance, file)
 
 
 def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
@@ -54,19 +112,16 @@ def streaming_config(arguments: argparse.Namespace) -> StreamingConfig:
     return StreamingConfig.model_validate({**load_params().streaming.model_dump(), **given})
 
 
-async def _serve(
-    arguments: argparse.Namespace, engine: Engine, model: StepModel | None, provenance: Provenance | None
-) -> None:
+async def _serve(arguments: argparse.Namespace, variants: Variants) -> None:
     key = token_key()
-    store = store_from_environment(key, keep_s=10.0 * engine.config.resume_s)
+    champion = variants.champion
+    store = store_from_environment(key, keep_s=10.0 * champion.engine.config.resume_s)
     if store is not None:
         await store.check()
     service = Service(
-        engine,
-        variant=arguments.variant,
-        provenance=provenance,
+        variants,
         tokens=Tokens(key),
-        tracer=Tracer(**{"service.version": engine.metadata.version}),
+        tracer=Tracer(**{"service.version": champion.engine.metadata.version}),
         access=Access.from_environment(),
         store=store,
     )
@@ -80,8 +135,9 @@ async def _serve(
         from serving.api.http import HttpApi
         from serving.transformer.kserve_app import KServe
 
-        kserve = KServe(arguments, model, HttpApi(service).routes(), provenance=provenance)
+        kserve = KServe(arguments, champion.file, HttpApi(service).routes(), provenance=champion.provenance)
         await kserve.start()
+        variants.on_changed = lambda: kserve.serve(variants.champion.file, variants.champion.provenance)
         pass_on = kserve.take
     else:
         assert fellows is not None
@@ -120,7 +176,7 @@ async def _join(service: Service, fellows: Fellows, index: int) -> None:
     async def redeem(ticket_id: str) -> bool:
         return bool(await fellows.ask(HTTP_WORKER, "redeem", ticket_id))
 
-    service.fetch = fetch
+    service.keeper.fetch = fetch
     service.fellows = fellows
 
     async def count(owner: str) -> int:
@@ -129,4 +185,4 @@ async def _join(service: Service, fellows: Fellows, index: int) -> None:
     if index != HTTP_WORKER:
         service.redeem_elsewhere = redeem
         service.count_elsewhere = count
-    await fellows.start({"take": service.give_away, "redeem": service.redeem, "count": service.count})
+    await fellows.start({"take": service.keeper.give_away, "redeem": service.redeem, "count": service.count})

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 
 import httpx
 import numpy as np
@@ -14,7 +13,6 @@ import websockets
 
 from benchmarks.proxy import Proxy
 from serving.clients.stream import StreamClient
-from tests.conftest import free_port
 from tests.e2e.test_streams import START, expected, finals_of, url
 
 pytestmark = pytest.mark.e2e
@@ -24,21 +22,6 @@ pytestmark = pytest.mark.e2e
 def workers(start_server):
     """HTTP port of a server of two workers."""
     return start_server("serving.transformer", "--workers", "2")[0]
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory):
-    """URL of a Redis server of its own."""
-    port = free_port()
-    folder = tmp_path_factory.mktemp("redis")
-    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    except FileNotFoundError:
-        pytest.skip("redis-server is missing: apt-get install redis-server")
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait()
 
 
 async def open_stream(port, **start):

@@ -22,7 +22,18 @@ def score_all(lanes, model):
         lanes.scatter(*model.step(*batch))
 
 
-def run(model, samples, *, change_at=(), keep_s=8.0, packet=1600, finalize_at=None, close_early=False, **options):
+def run(
+    model,
+    samples,
+    *,
+    change_at=(),
+    keep_s=8.0,
+    packet=1600,
+    finalize_at=None,
+    close_early=False,
+    as_saved=False,
+    **options,
+):
     """Events of a stream that changes lanes at some packets, and the lane it ended on."""
     lanes = Lanes(model.metadata, capacity=2)
     lane = lanes.open(StreamSettings("pcm_f32le", **options))
@@ -39,8 +50,8 @@ def run(model, samples, *, change_at=(), keep_s=8.0, packet=1600, finalize_at=No
                 score_all(lanes, model)
             events += lane.events_to_send()
             lanes = Lanes(model.metadata, capacity=2)
-            before, lane = lane, lanes.take_over(lane)
-            before.lanes.leave(before)
+            carried = lane.lanes.carried(lane.lanes.save(lane, recent=True)) if as_saved else lane.carried()
+            lane = lanes.take_over(carried)
             lane.keep_recent(keep_s)
         score_all(lanes, model)
         events += lane.events_to_send()
@@ -115,6 +126,7 @@ def test_whenever_it_happens_messages_are_consistent_and_turns_within_the_audio(
         keep_s=data.draw(st.sampled_from([1.2, 4.0, 8.0])),
         finalize_at=data.draw(st.none() | st.integers(0, packets - 1)),
         close_early=data.draw(st.booleans()),
+        as_saved=data.draw(st.booleans()),
         **options,
     )
     known = told(events)

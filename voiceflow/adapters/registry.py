@@ -312,12 +312,12 @@ def resolve_model(uri: str) -> Path:
     return registry.download(version) / MODEL_FILE
 
 
-def served_model(uri: str, *, provider: str = "cpu") -> tuple[Path, Provenance | None]:
+def served_model(uri: str, *, provider: str = "cpu", digest: str | None = None) -> tuple[Path, Provenance | None]:
     """The file behind a URI, checked as the environment asks, and where it comes from; a GPU gets the fp16 file
     beside it, where there is one.
 
-    `VOICEFLOW_MODEL_DIGEST` is the SHA-256 that it must have, `VOICEFLOW_VERIFY_KEY` the public key that its
-    folder must be signed for.
+    `VOICEFLOW_MODEL_DIGEST` is the SHA-256 that it must have, unless `digest` says another; `VOICEFLOW_VERIFY_KEY`
+    the public key that its folder must be signed for.
 
     Raises:
         ModelError: Nothing there, or not what was promised.
@@ -325,7 +325,8 @@ def served_model(uri: str, *, provider: str = "cpu") -> tuple[Path, Provenance |
     """
     path = resolve_model(uri)
     key = os.environ.get(VERIFY_VARIABLE)
-    verify_model(path, digest=os.environ.get(DIGEST_VARIABLE, ""), public_key=Path(key) if key else None)
+    expected = os.environ.get(DIGEST_VARIABLE, "") if digest is None else digest
+    verify_model(path, digest=expected, public_key=Path(key) if key else None)
     provenance = read_provenance(path.parent)
     half = path.with_name(HALF_FILE)
     if provider != "cpu" and half.is_file():

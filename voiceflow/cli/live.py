@@ -115,6 +115,9 @@ def stream(
                     turns[row["id"]] = replace(turns[row["id"]], speaker=row["speaker"])
                 for row in () if json_ else message["merged"]:
                     out.print(f"{'':17}  {row['from']} was {row['into']}")
+            if message["type"] == "model_changed" and not json_:
+                named = {name: f"{message[name]['version']} ({message[name]['variant']})" for name in ("from", "to")}
+                out.print(f"{message['at_s']:7.2f}            model {named['from']} gave way to {named['to']}")
             if message["type"] != "segment":
                 continue
             turns[message["id"]] = Turn(message["start_s"], message["end_s"], message["speaker"], message["confidence"])

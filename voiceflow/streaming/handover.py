@@ -7,15 +7,41 @@ model had not decided on, the new one decides.
 Shapes: S slots, T steps heard twice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from voiceflow.streaming.session import StreamSettings
 from voiceflow.streaming.speakers import Event, ModelChanged, Segment, Tracked
 from voiceflow.timebase import FrameGrid
 from voiceflow.turns import Turn
+
+
+@dataclass
+class Carried:
+    """What a stream brings along to another model."""
+
+    settings: StreamSettings
+    tracked: Tracked
+    recent: list[bytes]
+    """The last steps that were heard, to be heard again."""
+    audio: bytes
+    """Not yet heard."""
+    num_samples: int
+    """Received so far."""
+    partial: bytes
+    """First bytes of a sample, of audio that is resampled."""
+    resampler: dict[str, Any]
+    is_closing: bool
+    keeps_labels: bool
+    is_flush_wanted: bool
+    opened_s: float
+    """By the clock of `Lanes.open`."""
+    events: list[Event] = field(default_factory=list)
+    """Not yet told."""
+
 
 MIN_TOGETHER_STEPS = 4
 """Speech in common (0.32 s) by which a slot is known to be a speaker."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from voiceflow.audio import SAMPLE_BYTES, decode_pcm
 from voiceflow.errors import StreamError
-from voiceflow.streaming.handover import Handover
+from voiceflow.streaming.handover import Carried, Handover
 from voiceflow.streaming.session import Chunk, Flush, Session, StreamSettings
 from voiceflow.streaming.speakers import Event, TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES
@@ -202,34 +202,50 @@ class Lane(Session):
     # from another model
 
     def keep_recent(self, seconds: float) -> None:
-        """Keep so much of the audio that was taken, for `go_on_from`."""
+        """Keep so much of the audio that was taken, for `carried`."""
         if self.recent is None:
             self.recent = deque(maxlen=round(seconds / STEP_S))
 
     @property
     def recent_s(self) -> float:
-        """Audio that `go_on_from` would hear again, in seconds; all there was, if the stream is shorter."""
+        """Audio that another model would hear again, in seconds."""
         return len(self.recent or ()) * STEP_S
 
-    def go_on_from(self, before: "Lane") -> None:
-        """Go on with a stream that a lane of another model has brought so far; that one is of no use afterwards."""
-        assert before.handover is None
-        recent = list(before.recent or ())
-        taken = before._num_samples - len(before._audio) // self.width
-        heard_steps = -(-taken // STEP_SAMPLES)
-        first_step = heard_steps - len(recent)
-        self._audio = bytearray(b"".join(recent)) + before._audio
-        self._num_samples = before._num_samples
-        self._partial, self._resampler = before._partial, before._resampler
-        self._closing, self._keep_labels = before._closing, before._keep_labels
-        self._flush_wanted = before._flush_wanted or before._flush is not None
+    def carried(self) -> Carried:
+        """What it brings along to another model; it is of no use afterwards."""
+        assert self.handover is None
+        return Carried(
+            self.settings,
+            self._tracker.tracked,
+            list(self.recent or ()),
+            bytes(self._audio),
+            self._num_samples,
+            self._partial,
+            self._resampler.to_plain(),
+            self._closing,
+            self._keep_labels,
+            self._flush_wanted or self._flush is not None,
+            float(self.lanes.opened_s_C[self.row]),
+            self.events_to_send(),
+        )
+
+    def go_on_from(self, carried: Carried) -> None:
+        """Go on with a stream that a lane of another model has brought so far; this one has not begun."""
+        self._audio = bytearray(b"".join(carried.recent) + carried.audio)
+        self._num_samples = carried.num_samples
+        self._partial = carried.partial
+        self._resampler.from_plain(carried.resampler)
+        self._closing, self._keep_labels = carried.is_closing, carried.keeps_labels
+        self._flush_wanted = carried.is_flush_wanted
+        self._held = carried.events
         num_samples = len(self._audio) // self.width
+        heard_steps = -(-(self._num_samples - len(carried.audio) // self.width) // STEP_SAMPLES)
+        first_step = heard_steps - len(carried.recent)
         lanes = self.lanes
         lanes.waiting_C[self.row] = -(-num_samples // STEP_SAMPLES) if self._closing else num_samples // STEP_SAMPLES
         lanes.scored_C[self.row] = lanes.table.num_steps_C[self.row] = first_step
-        lanes.opened_s_C[self.row] = before.lanes.opened_s_C[before.row]
-        self.handover = Handover(before._tracker.tracked, first_step, heard_steps, self.settings.max_speakers)
-        self._held = before.events_to_send()
+        lanes.opened_s_C[self.row] = carried.opened_s
+        self.handover = Handover(carried.tracked, first_step, heard_steps, self.settings.max_speakers)
         if self._flush_wanted:
             lanes.ending[self.row] = self
         self.hand_over_if_due()

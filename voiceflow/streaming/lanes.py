@@ -13,7 +13,8 @@ for event in lane.events_to_send(): ...
 Shapes: C rows there is room for, B lanes with a step to score, S slots, N state values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,10 +25,11 @@ from voiceflow.audio import decode_pcm
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.features import FeatureRows
+from voiceflow.streaming.handover import Carried
 from voiceflow.streaming.lane import Lane
 from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, StreamSettings, Voice
-from voiceflow.streaming.speakers import TurnTable
-from voiceflow.timebase import STEP_S, STEP_SAMPLES
+from voiceflow.streaming.speakers import TurnTable, TurnTracker
+from voiceflow.timebase import STEP_S, STEP_SAMPLES, samples_to_seconds
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -108,12 +110,12 @@ class Lanes:
         twin.from_plain(lane.to_plain())
         return twin
 
-    def take_over(self, before: Lane) -> Lane:
-        """A stream that lanes of another model have brought so far: what they heard last is heard again, in the next
-        steps; then it goes on where they were, with a `ModelChanged`. `before` is to be left."""
-        lane = self.open(replace(before.settings, enrolled=()))
+    def take_over(self, carried: Carried) -> Lane:
+        """A stream that another model has brought so far: what it heard last is heard again, in the next steps; then
+        the stream goes on where it was, with a `ModelChanged`."""
+        lane = self.open(replace(carried.settings, enrolled=()))
         self._handing_over[lane.row] = lane
-        lane.go_on_from(before)
+        lane.go_on_from(carried)
         return lane
 
     def save(self, lane: Lane, *, turns_s: float | None = None, recent: bool = False) -> bytes:
@@ -149,16 +151,11 @@ class Lanes:
         Raises:
             StreamError: `bad_snapshot`: not a snapshot; `other_model`: one of another model.
         """
-        import msgpack
-
-        try:
-            plain = msgpack.unpackb(saved)
+        with _reading():
+            plain = _unpacked(saved)
             if plain["model"] != self._model():
                 raise StreamError("other_model", f"expected a stream of {self._model()}, got one of {plain['model']}")
-            # What enrolled voices sound like is in the state already.
-            nobody_E = np.zeros(self.metadata.embedding_dims, np.float32)
-            enrolled = tuple(Voice(label, nobody_E) for label in plain["settings"].pop("enrolled"))
-            lane = self.open(StreamSettings(**plain["settings"], enrolled=enrolled))
+            lane = self.open(_settings(plain, self.metadata.embedding_dims))
             try:
                 for name, array in self.row_arrays().items():
                     array[lane.row] = np.frombuffer(plain["rows"][name], array.dtype).reshape(array.shape[1:])
@@ -167,9 +164,37 @@ class Lanes:
                 self.leave(lane)
                 raise
             self.opened_s_C[lane.row] = now_s - lane.received_s
-        except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as err:
-            raise StreamError("bad_snapshot", f"expected a saved stream ({type(err).__name__})") from err
         return lane
+
+    def carried(self, saved: bytes, *, now_s: float = 0.0) -> Carried:
+        """What the stream of a `save` brings along, whatever model it is of; for `take_over`.
+
+        Raises:
+            StreamError: `bad_snapshot`: not a snapshot.
+        """
+        with _reading():
+            plain = _unpacked(saved)
+            lane, rows = plain["lane"], plain["rows"]
+            tracker = TurnTracker(self.metadata.decision, len(lane["tracker"]["slots"][0]))
+            tracker.from_plain(lane["tracker"])
+            tracked = tracker.tracked
+            tracked.num_steps = int(np.frombuffer(rows["num_steps"], np.int64)[0])
+            for name, column_S in tracked.columns.items():
+                column_S[:] = np.frombuffer(rows[name], column_S.dtype)
+            flush_wanted, closing, keep_labels = lane["flags"]
+            return Carried(
+                _settings(plain, self.metadata.embedding_dims),
+                tracked,
+                lane["recent"][1] if lane["recent"] else [],
+                lane["audio"],
+                lane["num_samples"],
+                lane["partial"],
+                lane["resampler"],
+                closing,
+                keep_labels,
+                flush_wanted or lane["flush"] is not None,
+                now_s - samples_to_seconds(lane["num_samples"]),
+            )
 
     def _model(self) -> list[Any]:
         return [self.metadata.version, self.metadata.git_commit, self.metadata.precision, self.metadata.state_dims]
@@ -316,6 +341,33 @@ class Lanes:
         self.opened_s_C = np.concatenate([self.opened_s_C, np.zeros(extra)])
         self.asked_C = np.concatenate([self.asked_C, np.zeros(extra, np.bool_)])
         self._free += range(capacity - 1, before - 1, -1)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever is wrong with a snapshot is one error."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as err:
+        raise StreamError("bad_snapshot", f"expected a saved stream ({type(err).__name__})") from err
+
+
+def _unpacked(saved: bytes) -> dict[str, Any]:
+    import msgpack
+
+    try:
+        plain: dict[str, Any] = msgpack.unpackb(saved)
+    except msgpack.UnpackException as err:
+        raise ValueError("not packed") from err
+    return plain
+
+
+def _settings(plain: dict[str, Any], embedding_dims: int) -> StreamSettings:
+    # What enrolled voices sound like is in the state already.
+    nobody_E = np.zeros(embedding_dims, np.float32)
+    settings = dict(plain["settings"])
+    enrolled = tuple(Voice(label, nobody_E) for label in settings.pop("enrolled"))
+    return StreamSettings(**settings, enrolled=enrolled)
 
 
 def _decode(lanes: Sequence[Lane]) -> tuple[FloatArray, IntArray | None]:

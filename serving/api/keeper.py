@@ -1,0 +1,253 @@
+"""Conversations of a process: with their clients, waiting for them, saved, or on their way to another process."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.api.conversation import Conversation, Listener, Tokens
+from serving.api.store import Store
+from serving.tracing import Tracer
+from serving.transformer import metrics
+from serving.transformer.variants import Variants
+from voiceflow.config import StreamingConfig
+from voiceflow.errors import PlatformError, StreamError
+
+logger = logging.getLogger("voiceflow.streams")
+Fetch = Callable[[str, str], Awaitable[bytes | None]]
+
+
+async def nowhere(session_id: str, owner: str) -> bytes | None:
+    """No other process has the stream."""
+    return None
+
+
+class Tasks:
+    """What is done beside everything else; what fails is logged."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except PlatformError as err:
+                logger.warning("%s", err)
+            except Exception:
+                logger.exception("work on the side failed")
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@dataclass(eq=False)
+class Keeper:
+    """Keeps them.
+
+    Args:
+        variants: The models that hold their streams.
+        config: Limits and times.
+        tokens: Reads resume tokens.
+        tracer: Begins a span for each.
+        tasks: Saves beside everything else.
+        store: Where streams are saved every `checkpoint_s`, for other servers to go on with.
+        fetch: Asks other workers for a stream by its id, for the holder of a key.
+    """
+
+    variants: Variants
+    config: StreamingConfig
+    tokens: Tokens
+    tracer: Tracer
+    tasks: Tasks
+    store: Store | None = None
+    fetch: Fetch = nowhere
+    kept: dict[str, Conversation] = field(default_factory=dict)
+    """By id."""
+    _alone: dict[str, float] = field(default_factory=dict)
+    """Since when conversations have had no client, the longest first."""
+    _saving: set[str] = field(default_factory=set)
+    _claims: set[str] = field(default_factory=set)
+    """Streams from the store whose first save here is still to come."""
+
+    async def take_back(self, token: str, owner: str) -> Conversation:
+        """The conversation of a resume token, wherever it is; nobody listens to it any more.
+
+        Raises:
+            StreamError: `bad_token`, or `no_resume` where the stream is not kept.
+        """
+        session_id = self.tokens.read("resume", token)
+        found = self.kept.get(session_id) or await self._fetch(session_id, owner)
+        if found.owner != owner:
+            raise StreamError("not_authorised", "the stream was opened with another key")
+        if found.listener is not None:
+            found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        found.resume()
+        metrics.RESUMES.inc()
+        return found
+
+    async def _fetch(self, session_id: str, owner: str) -> Conversation:
+        """The conversation from another worker or the store; it is here then, with nobody listening."""
+        saved = await self.fetch(session_id, owner)
+        is_stored = saved is None and self.store is not None
+        if is_stored:
+            saved = await self._stored(session_id)
+        if saved is None:
+            raise StreamError(
+                "no_resume",
+                f"the stream is not kept any more (its client was gone for more than {self.config.resume_s:g} s, "
+                "or it was closed); open another",
+            )
+        found = self.kept.get(session_id)  # somebody else may have fetched it meanwhile
+        if found is None:
+            found = await Conversation.restore(saved, self.variants)
+            if found.owner != owner:
+                found.stream.leave()
+                raise StreamError("not_authorised", "the stream was opened with another key")
+            already = self.kept.get(session_id)  # models were looked for meanwhile
+            if already is not None:
+                found.stream.leave()
+                return already
+            self.kept[session_id] = found
+            if is_stored:
+                self._claims.add(session_id)
+            self.keep(found)
+        return found
+
+    async def _stored(self, session_id: str) -> bytes | None:
+        assert self.store is not None
+        try:
+            return await self.store.get(session_id)
+        except PlatformError as err:
+            logger.warning("a stream cannot be resumed now: %s", err)
+            raise StreamError(
+                "unavailable", "streams cannot be resumed at the moment; try again", retry_after_s=1.0
+            ) from err
+
+    def join(self, conversation: Conversation, listener: Listener) -> None:
+        """Somebody listens to a conversation."""
+        is_back = conversation.id in self.kept
+        self.kept[conversation.id] = conversation
+        self._alone.pop(conversation.id, None)
+        conversation.listener = listener
+        self._note("resumed" if is_back else "opened", conversation)
+        conversation.stream.set_aside(is_aside=False)
+        self._checkpoint(conversation)  # so that it can be resumed from its first moment on
+
+    def keep(self, conversation: Conversation) -> None:
+        """Keep a conversation that nobody listens to until its client comes back, or for `resume_s`.
+
+        It costs nothing but memory: of more than `max_streams` of them, the one longest alone is forgotten.
+        """
+        self.kept[conversation.id] = conversation
+        conversation.listener = None
+        conversation.stream.set_aside()
+        self._alone[conversation.id] = asyncio.get_running_loop().time()
+        self._checkpoint(conversation)
+        while len(self._alone) > self.config.max_streams:
+            self.forget(self.kept[next(iter(self._alone))])
+
+    def forget(self, conversation: Conversation, *, drop: bool = True) -> None:
+        """A conversation is over, or goes on elsewhere: then it is not to be dropped from the store."""
+        if self.kept.get(conversation.id) is conversation:
+            self._note("ended" if drop else "moved", conversation)
+            if conversation.span is not None:
+                conversation.span.end()
+            del self.kept[conversation.id]
+            self._alone.pop(conversation.id, None)
+            self._claims.discard(conversation.id)
+            conversation.drop_shadow()
+            conversation.stream.leave()
+            if self.store is not None and drop:
+                self.tasks.do(self.store.drop(conversation.id))
+
+    def _note(self, event: str, conversation: Conversation) -> None:
+        """Log what became of a stream, and tell its span."""
+        session = conversation.stream.session
+        figures = {
+            "audio_s": session.received_s,
+            "latency_s": session.settings.latency_s,
+            "speakers": session.num_speakers,
+            "messages": conversation.seq,
+            "flips": conversation.flips,
+            "variant": conversation.model["variant"],
+        }
+        logger.info("stream %s", event, extra={"stream": conversation.id, "owner": conversation.owner, **figures})
+        if conversation.span is None and event in ("opened", "resumed"):
+            conversation.span = self.tracer.begin(
+                "stream",
+                {"stream": conversation.id, **{f"model.{name}": value for name, value in conversation.model.items()}},
+            )
+        if conversation.span is not None:
+            conversation.span.add_event(event)
+            conversation.span.set_attributes(figures)
+
+    async def give_away(self, session_id: str, owner: str) -> bytes | None:
+        """A conversation of this process for another one that has its client now; None if there is none of theirs."""
+        found = self.kept.get(session_id)
+        if found is None or found.owner != owner:
+            return None
+        if found.listener is not None:
+            found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        saved = await found.save(recent=True)
+        self.forget(found, drop=False)
+        return saved
+
+    def _checkpoint(self, conversation: Conversation) -> None:
+        """Begin to save a conversation to the store, where there is one."""
+        if self.store is not None and conversation.id not in self._saving:
+            self._saving.add(conversation.id)
+            self.tasks.do(self._save(conversation))
+
+    async def _save(self, conversation: Conversation) -> None:
+        assert self.store is not None
+        try:
+            saved = await conversation.save()
+            is_ours = await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)
+            self._claims.discard(conversation.id)
+            metrics.CHECKPOINTS.inc()
+            if not is_ours:
+                if conversation.listener is not None:
+                    conversation.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+                self.forget(conversation, drop=False)
+        finally:
+            self._saving.discard(conversation.id)
+
+    async def look_after(self, sweep_s: float) -> None:
+        """Save those whose turn it is, forget those whose clients do not come back, compare what two models hear.
+
+        Args:
+            sweep_s: So often; each is saved every `checkpoint_s`.
+        """
+        sweeps = max(1, round(self.config.checkpoint_s / sweep_s))
+        for turn in itertools.cycle(range(sweeps)):
+            await asyncio.sleep(sweep_s)
+            for conversation in tuple(self.kept.values()):
+                if int(conversation.id[:8], 16) % sweeps == turn:
+                    conversation.compare()
+                    if conversation.listener is not None:
+                        self._checkpoint(conversation)
+            now_s = asyncio.get_running_loop().time()
+            for session_id, alone_since_s in tuple(self._alone.items()):
+                if now_s - alone_since_s <= self.config.resume_s:
+                    break
+                self.forget(self.kept[session_id])
+
+    async def move_out(self, conversation: Conversation) -> None:
+        """Say all that can be said of a conversation whose server goes, and save it for the next."""
+        if self.store is None:
+            conversation.stream.session.finalize()
+            await conversation.stream.settle()
+        else:
+            while conversation.stream.session.waiting_s and conversation.stream.failure is None:
+                await asyncio.sleep(0.01)
+            saved = await conversation.save()
+            await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)

@@ -1,0 +1,279 @@
+"""Models side by side on real servers: who answers a stream, and what happens when one fails or is withdrawn."""
+
+import asyncio
+import json
+import os
+import time
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+import websockets
+
+from benchmarks.challengers import write_challenger
+from serving.clients.stream import StreamClient
+from tests.e2e.test_streams import START, expected, url
+from voiceflow.adapters.splits import notes_at, read_split, write_split
+from voiceflow.audio import file_digest
+from voiceflow.errors import ConfigError
+from voiceflow.split import Served, Split, share_of
+
+pytestmark = pytest.mark.e2e
+SHADOW_METRICS = ("voiceflow_shadow_error_seconds_total", "voiceflow_shadow_speech_seconds_total")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """Challengers by kind."""
+    folder = tmp_path_factory.mktemp("challengers")
+
+    def make(kind):
+        path = write_challenger(kind, folder)
+        return Served(uri=str(path), digest=file_digest(path), version=kind)
+
+    return {kind: make(kind) for kind in ("good", "failing", "flipping")}
+
+
+@pytest.fixture(scope="module")
+def rollout(start_server, tmp_path_factory):
+    """A server of two workers that reads a split, and what changes that."""
+    return Rollout(start_server, tmp_path_factory.mktemp("split") / "split.json", "--workers", "2")
+
+
+class Rollout:
+    """A server that reads a split, and the means to change that."""
+
+    def __init__(self, start_server, path, *arguments, env=None):
+        self.notes = notes_at(str(path))
+        self.port = start_server("serving.transformer", "--split", str(path), *arguments, env=env)[0]
+        self.champion = Served(uri="pretrained", digest=self.model()["variants"][0]["key"])
+
+    def model(self):
+        return httpx.get(f"http://127.0.0.1:{self.port}/v1/model").json()
+
+    def split(self, **changes):
+        write_split(self.notes, Split(**{"champion": self.champion, **changes}))
+        time.sleep(3.5)  # both workers look once a second, and load what is new
+
+    def metric(self, name, variant):
+        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+        lines = [line for line in text.splitlines() if line.startswith(name) and f'variant="{variant}"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+async def follow(port, samples, speed=0.0):
+    """A client's messages; each is of the model that the client was told of last."""
+    client, messages, model = StreamClient(url(port), speed=speed), [], None
+    async for message in client.run(samples):
+        model = model or client.started["model"]
+        if message["type"] == "model_changed":
+            assert message["from"] == model
+            model = message["to"]
+        assert message["variant"] == model["variant"]
+        messages.append(message)
+    return client, messages
+
+
+@asynccontextmanager
+async def paced(port, samples, number):
+    """So many clients that stream as people speak, and what they were told in the end."""
+    tasks = [asyncio.create_task(follow(port, samples, 1.0)) for _ in range(number)]
+    await asyncio.sleep(4.0)
+    yield tasks
+    await asyncio.gather(*tasks)
+
+
+def finals(messages):
+    known = {}
+    for message in messages:
+        if message["type"] == "segment":
+            known[message["id"]] = message
+        for row in message.get("segments", []):
+            known[row["id"]] = known[row["id"]] | row
+    assert all(row["final"] for row in known.values())
+    return sorted((row["start_s"], row["end_s"], row["speaker"]) for row in known.values())
+
+
+def test_a_share_of_the_streams_goes_to_the_challenger_and_never_more(rollout, served, model, talk):
+    rollout.split(challenger=served["good"], weight=0.3)
+
+    async def run():
+        return await asyncio.gather(*(follow(rollout.port, talk[:64_000]) for _ in range(60)))
+
+    told = asyncio.run(run())
+    by_challenger = [client for client, _ in told if client.started["model"]["variant"] == "challenger"]
+    assert 4 <= len(by_challenger) <= 18
+    for client, messages in told:
+        challenged = client in by_challenger
+        assert client.started["model"]["version"] == ("9.0.0+good" if challenged else model.metadata.version)
+        assert (share_of(client.started["session_id"], "variant") < 0.3) or not challenged
+        assert finals(messages) == expected(model, talk[:64_000])
+    assert rollout.metric("voiceflow_opened_streams_total", "challenger") == len(by_challenger)
+    assert rollout.model()["variants"][1]["registered_version"] == "good"
+
+
+def test_weights_change_without_touching_open_streams(rollout, served, model, talk):
+    rollout.split(challenger=served["good"], weight=1.0)
+
+    async def run():
+        async with paced(rollout.port, talk, 6) as before:
+            await asyncio.to_thread(rollout.split, challenger=served["good"], weight=0.0)
+            client, _ = await follow(rollout.port, talk[:32_000])
+            assert client.started["model"]["variant"] == "champion"
+        return [task.result() for task in before]
+
+    for client, messages in asyncio.run(run()):
+        assert client.started["model"]["variant"] == "challenger"
+        assert client.reconnects == 0
+        assert not any(message["type"] == "model_changed" for message in messages)
+        assert finals(messages) == expected(model, talk)
+
+
+def test_streams_of_a_challenger_that_fails_go_on_with_the_champion(rollout, served, talk):
+    rollout.split(challenger=served["failing"], weight=1.0)
+
+    async def run():
+        async with paced(rollout.port, talk, 6) as tasks:
+            pass
+        return [task.result() for task in tasks]
+
+    for client, messages in asyncio.run(run()):
+        changes = [message for message in messages if message["type"] == "model_changed"]
+        if client.started["model"]["variant"] == "champion":
+            continue  # it came when three steps had failed already
+        assert len(changes) == 1
+        assert changes[0]["to"]["variant"] == "champion"
+        assert 2.0 <= changes[0]["at_s"] <= 8.0
+        assert client.reconnects == 0
+        turns = finals(messages)
+        assert client.closed["speakers"] == len({speaker for _, _, speaker in turns})
+        assert turns[-1][1] > changes[0]["at_s"]
+    assert rollout.metric("voiceflow_failed_steps_total", "challenger") >= 1
+    assert rollout.metric("voiceflow_model_changes_total", "challenger") >= 1
+
+
+def test_streams_of_a_withdrawn_model_go_on_with_the_champion(rollout, served, model, talk):
+    good = served["good"]
+    rollout.split(challenger=good, weight=1.0)
+
+    async def run():
+        async with paced(rollout.port, talk, 6) as tasks:
+            await asyncio.to_thread(rollout.split, withdrawn=[good.key])
+            client, _ = await follow(rollout.port, talk[:32_000])
+            assert client.started["model"]["variant"] == "champion"
+        return [task.result() for task in tasks]
+
+    whole = expected(model, talk)
+    for client, messages in asyncio.run(run()):
+        assert client.started["model"]["variant"] == "challenger"
+        [change] = [message for message in messages if message["type"] == "model_changed"]
+        assert change["from"]["variant"] == "challenger"
+        assert (change["to"]["version"], change["to"]["variant"]) == (model.metadata.version, "champion")
+        early = [turn for turn in finals(messages) if turn[1] < change["at_s"] - 1.0]
+        assert early == [turn for turn in whole if turn[1] < change["at_s"] - 1.0]
+        labels = {turn[2] for turn in whole}
+        assert set(change["speakers"]) <= labels
+    assert [row["variant"] for row in rollout.model()["variants"]] == ["champion"]
+
+
+def test_what_a_shadow_says_is_compared_and_never_sent(rollout, served, model, talk):
+    shares = {}
+    for kind in ("good", "flipping"):
+        rollout.split(challenger=served[kind], shadow=1.0)
+        before = [rollout.metric(name, "challenger") for name in SHADOW_METRICS]
+
+        async def run():
+            async with paced(rollout.port, talk, 4) as tasks:
+                pass
+            return [task.result() for task in tasks]
+
+        for client, messages in asyncio.run(run()):
+            assert client.started["model"]["variant"] == "champion"
+            assert {message["variant"] for message in messages} == {"champion"}
+            assert finals(messages) == expected(model, talk)
+        after = [rollout.metric(name, "challenger") for name in SHADOW_METRICS]
+        error_s, speech_s = np.subtract(after, before)
+        assert speech_s > 10.0
+        shares[kind] = error_s / speech_s
+    assert shares["good"] == 0.0
+    assert shares["flipping"] > 0.3
+
+
+def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_streams_end(rollout, served, model, talk):
+    good, before = served["good"], rollout.champion
+    rollout.split(challenger=good, weight=0.0)
+
+    async def run():
+        async with paced(rollout.port, talk, 4) as tasks:
+            await asyncio.to_thread(rollout.split, champion=good)
+            assert [row["variant"] for row in rollout.model()["variants"]][:2] == ["champion", "previous"]
+            client, _ = await follow(rollout.port, talk[:32_000])
+            assert client.started["model"]["version"] == "9.0.0+good"
+            assert client.started["model"]["variant"] == "champion"
+        return [task.result() for task in tasks]
+
+    for client, messages in asyncio.run(run()):
+        assert client.started["model"]["version"] == model.metadata.version
+        assert not any(message["type"] == "model_changed" for message in messages)
+        assert finals(messages) == expected(model, talk)
+    time.sleep(0.5)
+    told = rollout.model()
+    assert [row["variant"] for row in told["variants"]] == ["champion"]
+    assert told["version"] == "9.0.0+good"
+    health = httpx.get(f"http://127.0.0.1:{rollout.port}/health").json()
+    assert health["model"]["version"] == "9.0.0+good"
+    rollout.split(champion=before)
+    assert rollout.model()["version"] == model.metadata.version
+
+
+def test_what_cannot_be_loaded_is_told_and_the_champion_goes_on(rollout, served, talk):
+    wrong = served["good"].model_copy(update={"digest": "0" * 64})
+    rollout.split(challenger=wrong, weight=1.0)
+    [champion, refused] = rollout.model()["variants"]
+    assert champion["is_up"]
+    assert not refused["is_up"]
+    assert "digest" in refused["error"].lower() or "sha-256" in refused["error"].lower()
+    assert rollout.metric("voiceflow_variant_up", "challenger") == 0
+    client, _ = asyncio.run(follow(rollout.port, talk[:32_000]))
+    assert client.started["model"]["variant"] == "champion"
+    rollout.notes.put("", '{"champion": {"uri": "pretrained"}, "weigth": 1}')
+    time.sleep(1.5)
+    assert asyncio.run(follow(rollout.port, talk[:32_000]))[0].started["model"]["variant"] == "champion"
+    with pytest.raises(ConfigError, match="weigth"):
+        read_split(rollout.notes)
+
+
+def test_a_stream_that_is_resumed_where_its_model_is_not_goes_on_with_the_champion(
+    start_server, served, model, talk, tmp_path, redis
+):
+    env = {**os.environ, "VOICEFLOW_STORE": redis, "VOICEFLOW_TOKEN_KEY": "1" * 32}
+    one = Rollout(start_server, tmp_path / "one.json", env=env)
+    one.split(challenger=served["good"], weight=1.0)
+    other = start_server("serving.transformer", env=env)[0]
+    pcm = (np.clip(talk, -1, 1) * 32767).astype("<i2").tobytes()
+
+    async def run():
+        socket = await websockets.connect(url(one.port))
+        await socket.send(json.dumps(START))
+        started = json.loads(await socket.recv())
+        assert started["model"]["variant"] == "challenger"
+        await socket.send(pcm[: 6 * 32_000])
+        await asyncio.sleep(1.0)
+        await socket.close()
+        await asyncio.sleep(1.0)
+        socket = await websockets.connect(url(other))
+        await socket.send(json.dumps(START | {"resume_token": started["resume_token"]}))
+        again = json.loads(await socket.recv())
+        await socket.send(pcm[round(again["audio_s"] * 32_000) :])
+        await socket.send('{"type": "close"}')
+        messages = [json.loads(message) async for message in socket]
+        return again, messages
+
+    again, messages = asyncio.run(run())
+    assert again["type"] == "started"
+    [change] = [message for message in messages if message["type"] == "model_changed"]
+    assert change["from"]["version"] == "9.0.0+good"
+    assert change["to"]["version"] == model.metadata.version
+    assert messages[-1]["type"] == "closed"
+    assert messages[-1]["audio_s"] == pytest.approx(len(talk) / 16_000)
