@@ -276,13 +276,26 @@ class PromoteConfig(Section):
     """Gate: DER after `long_from_s`, as a fraction, above the champion's."""
 
 
+class RewardConfig(Section):
+    """What a variant earns in a look, for the bandit: 1, less these times what was seen, at least 0."""
+
+    errors: float = Field(ge=0)
+    """Times the share of its streams that it lost."""
+    late_answers: float = Field(ge=0)
+    """Times the share of answers that came late."""
+    flips_per_minute: float = Field(ge=0)
+    """Times the label flips of a stream."""
+
+
 class RolloutConfig(Section):
     """How a challenger is given more and more of the streams, on evidence."""
 
     steps: list[float] = Field(min_length=1)
     """Shares of new streams, in their order; the last is 1."""
+    shadow: float = Field(ge=0, le=1)
+    """Share of the champion's new streams that the challenger hears too, for `max_cross_der`."""
     look_s: float = Field(gt=0)
-    """Time between two looks; what came since the last one is one observation."""
+    """Time between two looks: four of Prometheus's scrapes or more. What came since the last is one observation."""
     min_looks: int = Field(ge=1)
     """Looks at a step before the next one."""
     max_looks: int = Field(ge=1)
@@ -294,7 +307,7 @@ class RolloutConfig(Section):
     false_advance: float = Field(gt=0, lt=1)
     """Chance that one which is beyond a margin passes a step, for each measure."""
     max_errors: float = Field(gt=0, lt=1)
-    """Share of steps that fail, above the champion's."""
+    """Share of its streams that it loses in a look, above the champion's."""
     max_late: float = Field(gt=0, lt=1)
     """Share of answers that come late, above the champion's."""
     late_ms: float = Field(gt=0)
@@ -303,6 +316,11 @@ class RolloutConfig(Section):
     """Label flips of a stream, above the champion's."""
     max_cross_der: float = Field(gt=0, lt=1)
     """DER of the challenger's answers to shadowed streams, taking the champion's for the truth."""
+    reward: RewardConfig
+    bandit_floor: float = Field(ge=0, le=0.5)
+    """Least share of new streams of either variant while the bandit has not decided."""
+    bandit_sure: float = Field(gt=0.5, lt=1)
+    """The bandit promotes a challenger that is the better one with this probability, and rolls back in the reverse."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ PACKETS_COST = 300e-6
 """Of the packets and answers of one stream, ten a second each (`make bench`)."""
 ENOUGH_STREAMS = 32
 """So many streams say what one takes, and whether answers are late because there are too many."""
+MANY_FAILURES, FAILURES_WITHIN_S = 3, 60.0
 READ_EVERY_S = 0.05
 LOAD_OVER_S, LATE_OVER_S = 1.0, 0.5
 """The load, and how late answers are, are running means over about so long."""
@@ -106,8 +108,8 @@ class Engine:
         """Asked for each stream of a step that failed: True where something else goes on with it."""
         self.num_heard = 0
         """Samples of its streams that came since metrics were told."""
-        self.num_failed = 0
-        """Steps that failed in a row."""
+        self.failed_s: deque[float] = deque(maxlen=MANY_FAILURES)
+        """When the last steps failed that did."""
         self.load = 0.0
         """Share of the time in which this process had work to do, or wanted to and was not let."""
         self.late_s = 0.0
@@ -199,6 +201,11 @@ class Engine:
         self._work.set()
 
     @property
+    def is_failing(self) -> bool:
+        """Whether many steps failed within a short time, once; `failed_s` is to be cleared for another try."""
+        return len(self.failed_s) == MANY_FAILURES and self.failed_s[-1] - self.failed_s[0] < FAILURES_WITHIN_S
+
+    @property
     def streams(self) -> list[Stream]:
         """All that are open, those set aside as well."""
         return list(self._streams.values())
@@ -256,14 +263,14 @@ class Engine:
             self.metrics.step_latency.observe(time.monotonic() - started_s)
             scored = self._lanes.scatter(activity, state)
             self.metrics.steps.inc()
-            self.num_failed = 0
             metrics.BATCH_SIZE.observe(len(batch[0]))
         except Exception as err:  # a batch that fails ends its streams, never the engine
             logger.exception("a step of %d streams failed", len(batch[0]))
             self.metrics.errors.inc()
             self.metrics.failed_steps.inc()
-            self.num_failed += 1
+            self.failed_s.append(loop.time())
             given_up = [self._streams[lane.row] for lane in self._lanes.give_up()]
+            self.metrics.lost.inc(sum(not stream.is_shadow for stream in given_up))
             for stream in given_up:
                 if not self.rescue(stream, err):
                     stream.failure = err

@@ -45,6 +45,7 @@ _FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out 
 _FAILED_STEPS = Counter("voiceflow_failed_steps_total", "Batched model steps that failed.", _MODEL)
 _OPENED = Counter("voiceflow_opened_streams_total", "Streams that were given to a model when they opened.", _MODEL)
 _CHANGED = Counter("voiceflow_model_changes_total", "Open streams that were taken from a model and went on.", _MODEL)
+_LOST = Counter("voiceflow_lost_streams_total", "Streams that a model lost in a step that failed.", _MODEL)
 IS_UP = Gauge(
     "voiceflow_variant_up", "Whether a variant can answer in every process.", ["variant"], multiprocess_mode="livemin"
 )
@@ -76,6 +77,7 @@ class ModelMetrics:
         self.streams = _STREAMS.labels(version, variant)
         self.flips = _FLIPS.labels(version, variant)
         self.opened = _OPENED.labels(version, variant)
+        self.lost = _LOST.labels(version, variant)
         self.changed = _CHANGED.labels(version, variant)
         self.shadowed = _SHADOWED.labels(version, variant)
         self.compared = _COMPARED.labels(version, variant)

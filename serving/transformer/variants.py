@@ -26,8 +26,6 @@ LOOK_S = 1.0
 """How often the split is read."""
 LOAD_AGAIN_S = 30.0
 """So long after a model could not be loaded it is tried again."""
-MAX_FAILURES = 3
-"""Steps in a row that fail before a challenger gets no more streams."""
 SHADOW_LOAD = 0.8
 """Share of `max_load` beyond which no more streams are shadowed: real ones come first."""
 
@@ -64,7 +62,7 @@ class Variant:
     @property
     def is_up(self) -> bool:
         """Whether it can be given streams."""
-        return self.engine.num_failed < MAX_FAILURES
+        return not self.engine.is_failing
 
     def become(self, role: str) -> None:
         """Another role from now on."""
@@ -72,7 +70,7 @@ class Variant:
             self.engine.metrics.end()
             self.role = role
             self.engine.metrics = ModelMetrics(self.engine.metadata.version, role)
-            self.engine.num_failed = 0
+            self.engine.failed_s.clear()
             self.__post_init__()
 
 

@@ -137,7 +137,7 @@ class MlflowRegistry:
         """See `Registry`."""
         self.recover()
         before = {alias: self.version_of(alias) or "" for alias in ALIASES}
-        self._lock({"owner": _owner(), "before": json.dumps(before), "entry": json.dumps(dict(entry))[:MAX_TAG]})
+        self._lock({"owner": process_name(), "before": json.dumps(before), "entry": json.dumps(dict(entry))[:MAX_TAG]})
         is_done = False
 
         def done() -> None:
@@ -233,7 +233,7 @@ class MlflowRegistry:
             return
         age_s = time.time() - lock.creation_timestamp / 1000.0
         owner = lock.tags.get("owner", "")
-        if not _is_dead(owner) and age_s < LOCK_STALE_S:
+        if not is_dead(owner) and age_s < LOCK_STALE_S:
             raise PlatformError(
                 f"another promotion is under way ({owner}, for {age_s:.0f} s); try again when it is done. "
                 f"If it died, aliases are put back {LOCK_STALE_S:.0f} s after it began"
@@ -268,12 +268,12 @@ class MlflowRegistry:
             found(lambda: self._client.delete_registered_model(name))
 
 
-def _owner() -> str:
+def process_name() -> str:
     """Who moves aliases: user, host and process."""
     return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
 
 
-def _is_dead(owner: str) -> bool:
+def is_dead(owner: str) -> bool:
     """Whether a process of this host is gone."""
     host, _, pid = owner.partition("@")[2].rpartition(":")
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()

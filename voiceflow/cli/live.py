@@ -41,6 +41,13 @@ def serve(
     predictor_host: Annotated[
         str | None, typer.Option(help="host:port of a predictor that holds the model instead.")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VOICEFLOW_SPLIT",
+            help="File or redis:// address that says which models new streams get; `voiceflow rollout` writes it.",
+        ),
+    ] = None,
     verify_key: Annotated[
         Path | None,
         typer.Option(envvar="VOICEFLOW_VERIFY_KEY", help="Public key that the model must be signed for."),
@@ -51,7 +58,12 @@ def serve(
         model = _champion_or_pretrained()
     command = [sys.executable, "-m", "serving.transformer", "--model_name", "voiceflow-diarizer", "--model", model]
     command += ["--http_port", str(http_port), "--grpc_port", str(grpc_port), "--workers", str(workers)]
-    options = {"--speed_limit": speed_limit, "--max_streams": max_streams, "--predictor_host": predictor_host}
+    options = {
+        "--speed_limit": speed_limit,
+        "--max_streams": max_streams,
+        "--predictor_host": predictor_host,
+        "--split": split,
+    }
     for name, value in options.items():
         if value is not None:
             command += [name, str(value)]

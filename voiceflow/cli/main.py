@@ -5,7 +5,7 @@ import sys
 import typer
 
 import voiceflow
-from voiceflow.cli import audio, data, live, pipeline, registry, stages, t4
+from voiceflow.cli import audio, data, live, pipeline, registry, rollout, stages, t4
 from voiceflow.cli.console import error
 from voiceflow.errors import ConfigError, VoiceflowError
 
@@ -26,6 +26,7 @@ app.add_typer(live.bench_app, name="bench")
 app.command("stage")(stages.stage)
 app.add_typer(data.app, name="data")
 app.command("promote")(registry.promote)
+app.command("rollout")(rollout.rollout)
 app.command("rollback")(registry.rollback)
 app.command("history")(registry.history)
 

@@ -23,6 +23,10 @@ Manifests = Annotated[Path, typer.Option(help="Folder with overlays/.")]
 Commit = Annotated[bool, typer.Option(help="Commit the change of the manifests.")]
 Push = Annotated[str | None, typer.Option(metavar="BRANCH", help="Push that commit to this branch of origin.")]
 Apply = Annotated[bool, typer.Option("--apply", help="kubectl apply the overlays.")]
+SplitAt = Annotated[
+    str | None,
+    typer.Option("--split", envvar="VOICEFLOW_SPLIT", help="Tell servers that read it (serve --split) at once."),
+]
 VerifyKey = Annotated[
     Path | None,
     typer.Option(envvar="VOICEFLOW_VERIFY_KEY", help="Public key that a registered model must be signed for."),
@@ -49,6 +53,7 @@ def promote(
         Path | None, typer.Option(envvar="VOICEFLOW_SIGN_KEY", help="Private key to sign a new version with.")
     ] = None,
     verify_key: VerifyKey = None,
+    split: SplitAt = None,
     dataset: Annotated[Path, typer.Option(help="The prepared dataset.")] = DATASET,
     models: Annotated[Path, typer.Option(help="Folder of trained and exported models.")] = MODELS,
     reports: Annotated[Path, typer.Option(help="Folder of reports.")] = REPORTS,
@@ -69,7 +74,7 @@ def promote(
 
     values = load_params(params)
     registry = MlflowRegistry()
-    deployment = _deployment(registry, manifests, env, commit=commit, push=push, apply=apply)
+    deployment = deployment_of(registry, manifests, env, commit=commit, push=push, apply=apply)
     found = find_candidate(registry, candidate, models=models, reports=reports)
     if verify_key is not None and (found.version is not None or sign_key is None):
         try:
@@ -96,7 +101,8 @@ def promote(
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     if summary["becomes"] == "champion" and not dry_run:
-        _hand_on(deployment, push=push, apply=apply)
+        hand_on(deployment, push=push, apply=apply)
+        _tell_servers(split, registry, summary["version"])
     if json_:
         emit_json(summary)
     else:
@@ -114,6 +120,10 @@ def rollback(
     push: Push = None,
     apply: Apply = False,
     verify_key: VerifyKey = None,
+    split: SplitAt = None,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="With --split: open streams of the other model change, and are told.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Make the previous champion champion again, in one step."""
@@ -122,12 +132,13 @@ def rollback(
     from voiceflow.stages.promote import rollback as run
 
     registry = MlflowRegistry()
-    deployment = _deployment(registry, manifests, env, commit=commit, push=push, apply=apply)
+    deployment = deployment_of(registry, manifests, env, commit=commit, push=push, apply=apply)
     version = to or registry.version_of("previous")
     if verify_key is not None and version is not None:
         verify_folder(registry.download(version), verify_key)
     summary = run(registry, to=to, why=why, by=who(), deployment=deployment)
-    _hand_on(deployment, push=push, apply=apply)
+    hand_on(deployment, push=push, apply=apply)
+    _tell_servers(split, registry, summary["champion"], withdrawn=summary["champion_before"] if withdraw else None)
     if json_:
         emit_json(summary)
     else:
@@ -173,9 +184,10 @@ def who() -> str:
     return os.environ.get("GITHUB_ACTOR") or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def _deployment(
+def deployment_of(
     registry: Any, manifests: Path, env: list[str] | None, *, commit: bool, push: str | None, apply: bool
 ) -> Any:
+    """Where it is written down what runs; None without `--env`."""
     from voiceflow.adapters.gitops import Overlays
     from voiceflow.errors import ConfigError
 
@@ -188,7 +200,16 @@ def _deployment(
     return Overlays(manifests, env, registry.storage_uri, commit=commit)
 
 
-def _hand_on(deployment: Any, *, push: str | None, apply: bool) -> None:
+def _tell_servers(split: str | None, registry: Any, version: str, *, withdrawn: str | None = None) -> None:
+    if split:
+        from voiceflow.adapters.splits import notes_at
+        from voiceflow.adapters.traffic import point_split
+
+        point_split(notes_at(split), registry, version, withdrawn=withdrawn or None)
+
+
+def hand_on(deployment: Any, *, push: str | None, apply: bool) -> None:
+    """Push and apply what was written down, where that is wanted."""
     if deployment is not None and push:
         deployment.push(push)
     if deployment is not None and apply:

@@ -254,6 +254,28 @@ def rollback(
     return {"champion": version, "champion_before": before}
 
 
+def settle(
+    registry: Registry, version: str, before: str, why: str, *, by: str, deployment: Deployment | None = None
+) -> None:
+    """Make a challenger that proved itself on live streams champion; its gates were passed when it was registered.
+
+    Args:
+        registry: Where aliases live.
+        version: The challenger; where it is champion already there is nothing to do.
+        before: The champion that it was compared with.
+        why: Goes into the log.
+        by: Who does it.
+        deployment: Where it is written down what runs; None for nowhere.
+
+    Raises:
+        PlatformError: Another one became champion meanwhile.
+    """
+    if registry.version_of("champion") == version:
+        return
+    entry = log_entry("rollout", before, version, why, by=by) | {"digest": registry.tags_of(version).get("digest", "")}
+    _move(registry, deployment, Decision("champion", [why]), entry, version, before)
+
+
 def _move(
     registry: Registry,
     deployment: Deployment | None,

@@ -11,11 +11,10 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from voiceflow.config import RolloutConfig, Section
-from voiceflow.sequential import Wager
+from voiceflow.sequential import Arm, Wager, thompson_shares
 
 Status = Literal["running", "held", "promoted", "rolled_back"]
-FLIPS_RANGE = 10.0
-"""Flips a minute beyond which more make no difference."""
+Policy = Literal["steps", "bandit"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Seen:
     streams: float
     """Open on average."""
     errors: float
-    """Share of its steps that failed."""
+    """Share of its streams that it lost."""
     late: float
     """Share of its answers that came later than `late_ms`."""
     flips_per_minute: float
@@ -57,7 +56,12 @@ class Rollout(Section):
     champion: str
     challenger: str
     """Versions."""
+    policy: Policy = "steps"
     step: int = 0
+    share: float = 0.0
+    """Of new streams, by the bandit."""
+    arms: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """What each variant has earned and missed, by the bandit."""
     looks: int = 0
     """That said something, at this step."""
     empty_looks: int = 0
@@ -65,6 +69,16 @@ class Rollout(Section):
     why: str = ""
     measures: dict[str, Measure] = Field(default_factory=dict)
     log: list[str] = Field(default_factory=list)
+    is_settled: bool = False
+    """Whether what its end asks for has been done."""
+
+    seen: dict[str, str] = Field(default_factory=dict)
+    """The last look, for people."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for somebody to decide."""
+        return self.status == "held"
 
     def weight(self, config: RolloutConfig) -> float:
         """Share of new streams that the challenger is to have."""
@@ -73,6 +87,8 @@ class Rollout(Section):
                 return 0.0
             case "promoted":
                 return 1.0
+            case _ if self.policy == "bandit":
+                return min(max(self.share, config.bandit_floor), 1.0 - config.bandit_floor)
             case _:
                 return config.steps[self.step]
 
@@ -103,6 +119,11 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
             }
         )
     values = _differences(window)
+    told = {
+        name: f"{scale * value:+.1f} {unit}"
+        for name, (_, _, _, unit, scale) in _bounds(config).items()
+        if (value := values[name]) is not None
+    }
     measures: dict[str, Measure] = {}
     proved_worse, proved_fine = [], True
     for name, (margin, low, high, unit, scale) in _bounds(config).items():
@@ -121,16 +142,42 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
             proved_fine = proved_fine and fine.is_won(config.false_advance)
         measures[name] = Measure(worse=worse.as_dict(), fine=fine.as_dict())
     now = rollout.model_copy(
-        update={"measures": measures, "looks": rollout.looks + 1, "empty_looks": 0, "status": "running"}
+        update={
+            "measures": measures,
+            "looks": rollout.looks + 1,
+            "empty_looks": 0,
+            "status": "running",
+            "seen": {"streams": f"{window.challenger.streams:.0f}", **told},
+        }
     )
     if proved_worse:
         return _ended(now, "rolled_back", "; ".join(proved_worse))
-    if proved_fine and now.looks >= config.min_looks:
+    if now.policy == "bandit":
+        now = _shared(now, window, config)
+        if now.looks >= config.min_looks and now.share >= config.bandit_sure:
+            return _ended(now, "promoted", f"the better one with probability {now.share:.0%} after {now.looks} looks")
+        if now.looks >= config.min_looks and now.share <= 1.0 - config.bandit_sure:
+            return _ended(now, "rolled_back", f"the better one with probability {now.share:.0%} only")
+    elif proved_fine and now.looks >= config.min_looks:
         return _advanced(now, config)
     if now.looks >= config.max_looks:
-        why = f"neither worse nor fine after {now.looks} looks at {config.steps[now.step]:.0%}; held for you to decide"
+        why = f"neither worse nor fine after {now.looks} looks at {now.weight(config):.0%}; held for you to decide"
         return now.model_copy(update={"status": "held", "why": why})
     return now
+
+
+def _shared(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
+    """The bandit's look: what both earned, and how likely the challenger is the better one."""
+    arms = {}
+    for name, seen in (("champion", window.champion), ("challenger", window.challenger)):
+        arm = Arm(*rollout.arms.get(name, (1.0, 1.0)))
+        cost = config.reward
+        lost = cost.errors * seen.errors + cost.late_answers * seen.late + cost.flips_per_minute * seen.flips_per_minute
+        arm.see(1.0 - lost)
+        arms[name] = arm
+    share = thompson_shares(arms, seed=rollout.looks)["challenger"]
+    update = {"share": share, "arms": {name: (arm.wins, arm.losses) for name, arm in arms.items()}}
+    return rollout.model_copy(update=update)
 
 
 def _differences(window: Window) -> dict[str, float | None]:
@@ -144,12 +191,21 @@ def _differences(window: Window) -> dict[str, float | None]:
 
 
 def _bounds(config: RolloutConfig) -> dict[str, tuple[float, float, float, str, float]]:
-    """Margin, least and greatest value, unit and what makes it of the number, by measure."""
+    """Margin, least and greatest value, unit and what makes it of the number, by measure.
+
+    A look that is worse than the greatest value counts as that: what is proved sooner about less extreme looks.
+    """
     return {
-        "errors": (config.max_errors, -1.0, 1.0, "points", 100.0),
-        "late_answers": (config.max_late, -1.0, 1.0, "points", 100.0),
-        "flips": (config.max_flips_per_minute, -FLIPS_RANGE, FLIPS_RANGE, "a minute", 1.0),
-        "cross_der": (config.max_cross_der, 0.0, 1.0, "points", 100.0),
+        "errors": (config.max_errors, -4 * config.max_errors, 4 * config.max_errors, "points", 100.0),
+        "late_answers": (config.max_late, -4 * config.max_late, 4 * config.max_late, "points", 100.0),
+        "flips": (
+            config.max_flips_per_minute,
+            -3 * config.max_flips_per_minute,
+            3 * config.max_flips_per_minute,
+            "a minute",
+            1.0,
+        ),
+        "cross_der": (config.max_cross_der, 0.0, (1.0 + config.max_cross_der) / 2.0, "points", 100.0),
     }
 
 
@@ -207,6 +263,9 @@ def roll_out(
     *,
     champion: str,
     challenger: str,
+    policy: Policy = "steps",
+    resume: bool = False,
+    again: bool = False,
     tell: Callable[[Rollout], None] = lambda rollout: None,
 ) -> Rollout:
     """Carry a rollout to its end, from its beginning or from where one that was killed had come.
@@ -217,6 +276,9 @@ def roll_out(
         traffic: What serves.
         champion: Version that serves now.
         challenger: Version that is to.
+        policy: Fixed steps, or shares by a bandit.
+        resume: Go on with one that was held, at the step where it was.
+        again: Begin anew with a challenger whose rollout has ended.
         tell: Called after every look.
 
     Returns:
@@ -224,7 +286,10 @@ def roll_out(
     """
     known = journal.read()
     same = known is not None and (known.champion, known.challenger) == (champion, challenger)
-    rollout = known if known is not None and same else Rollout(champion=champion, challenger=challenger)
+    same = same and not (again and known is not None and known.is_settled)
+    if known is not None and same and known.is_held and resume:
+        known = known.model_copy(update={"status": "running", "looks": 0, "empty_looks": 0})
+    rollout = known if known is not None and same else Rollout(champion=champion, challenger=challenger, policy=policy)
     journal.write(rollout)
     while rollout.status == "running":
         traffic.give(rollout.weight(config))
@@ -232,7 +297,20 @@ def roll_out(
         # First written, then done: whoever goes on after a crash does it again, to the same end.
         journal.write(rollout)
         tell(rollout)
-    traffic.give(rollout.weight(config))
-    if rollout.status != "held":
+    if rollout.status == "held":
+        traffic.give(rollout.weight(config))
+    elif not rollout.is_settled:
         traffic.end(rollout)
+        rollout = rollout.model_copy(update={"is_settled": True})
+        journal.write(rollout)
     return rollout
+
+
+def roll_back(journal: Journal, traffic: Traffic, rollout: Rollout, why: str) -> Rollout:
+    """End a rollout because somebody wants it so."""
+    ended = _ended(rollout, "rolled_back", why)
+    journal.write(ended)
+    traffic.end(ended)
+    ended = ended.model_copy(update={"is_settled": True})
+    journal.write(ended)
+    return ended

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from voiceflow.stages.rollout import Rollout, Seen, Window, look, roll_out
+from voiceflow.stages.rollout import Rollout, Seen, Window, look, roll_back, roll_out
 
 
 class Simulated:
@@ -11,6 +11,7 @@ class Simulated:
         self.bad = {"late": late, "errors": errors, "flips": flips, "cross_der": cross_der}
         self.rng = np.random.default_rng(seed)
         self.weights, self.looks, self.ends, self.die_at = [], 0, [], die_at
+        self.champion_late = 0.02
 
     def give(self, weight):
         self.weights.append(weight)
@@ -24,7 +25,7 @@ class Simulated:
         def share(value):
             return float(np.clip(value, 0.0, 1.0))
 
-        champion = Seen(300, share(noise[0] / 10), share(0.02 + noise[1]), max(0.0, 1.4 + 20 * noise[2]))
+        champion = Seen(300, share(noise[0] / 10), share(self.champion_late + noise[1]), max(0.0, 1.4 + 20 * noise[2]))
         challenger = Seen(
             300 * self.weights[-1],
             share(self.bad["errors"] + noise[3] / 10),
@@ -59,6 +60,7 @@ def test_a_good_challenger_goes_to_all_streams_step_by_step(params):
     assert list(dict.fromkeys(traffic.weights)) == params.rollout.steps
     assert traffic.ends == ["promoted"]
     assert len(ended.log) == len(params.rollout.steps)
+    assert traffic.looks * params.rollout.look_s <= 15 * 60.0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_bad_one_is_rolled_back_within_two_minutes_and_few_ever_saw_it(params,
     assert word in ended.why
     assert traffic.looks * params.rollout.look_s <= 120.0
     assert max(traffic.weights) <= 0.05
-    assert traffic.weights[-1] == 0.0
+    assert traffic.ends == ["rolled_back"]
 
 
 def test_good_ones_are_hardly_ever_rolled_back(params):
@@ -118,6 +120,8 @@ def test_an_ended_rollout_is_not_begun_again_and_another_challenger_is(params):
     again = Simulated()
     assert run(params, again, journal).status == "rolled_back"
     assert again.looks == 0
+    begun_anew = Simulated()
+    assert roll_out(params.rollout, journal, begun_anew, champion="1", challenger="2", again=True).status == "promoted"
     other = roll_out(params.rollout, journal, Simulated(), champion="1", challenger="3")
     assert other.status == "promoted"
 
@@ -131,3 +135,44 @@ def test_a_challenger_that_is_down_goes_at_once_and_one_that_nobody_hears_is_hel
         rollout = look(rollout, Window(quiet, quiet), params.rollout)
     assert rollout.status == "held"
     assert "too few streams" in rollout.why
+
+
+def test_what_was_held_goes_on_when_told_so_and_what_is_taken_back_by_hand_ends(params):
+    config = params.rollout.model_copy(update={"max_looks": 60})
+    journal = Memory()
+    held = roll_out(config, journal, Simulated(late=config.max_late), champion="1", challenger="2")
+    assert held.is_held
+    assert roll_out(config, journal, Simulated(), champion="1", challenger="2").is_held
+    assert roll_out(config, journal, Simulated(), champion="1", challenger="2", resume=True).status == "promoted"
+    traffic = Simulated()
+    ended = roll_back(journal, traffic, Rollout(champion="1", challenger="2"), "aborted by ada")
+    assert (ended.status, ended.why, traffic.ends) == ("rolled_back", "aborted by ada", ["rolled_back"])
+
+
+def test_a_crash_at_the_end_is_made_good_and_the_end_is_not_done_twice(params):
+    journal, traffic = Memory(), Simulated()
+
+    def die(rollout):
+        raise KeyboardInterrupt
+
+    traffic.end, end = die, traffic.end
+    with pytest.raises(KeyboardInterrupt):
+        run(params, traffic, journal)
+    traffic.end = end
+    assert run(params, traffic, journal).status == "promoted"
+    assert run(params, traffic, journal).is_settled
+    assert traffic.ends == ["promoted"]
+
+
+def test_the_bandit_finds_the_better_one_and_takes_back_the_worse(params):
+    config = params.rollout
+    traffic = Simulated(late=-0.02)
+    traffic.champion_late = 0.4
+    better = roll_out(config, Memory(), traffic, champion="1", challenger="2", policy="bandit")
+    assert better.status == "promoted", better.why
+    assert len(set(traffic.weights)) > 5
+    assert min(traffic.weights) >= config.bandit_floor
+    worse = roll_out(config, Memory(), Simulated(flips=9.0), champion="1", challenger="2", policy="bandit")
+    assert worse.status == "rolled_back"
+    alike = config.model_copy(update={"max_looks": 60})
+    assert roll_out(alike, Memory(), Simulated(), champion="1", challenger="2", policy="bandit").is_held
