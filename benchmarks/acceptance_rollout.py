@@ -15,15 +15,19 @@ import numpy as np
 from benchmarks.bad_models import BAD
 from benchmarks.items import Row, tests_pass
 from benchmarks.promotions import AROUND, Workplace, refusal
+from benchmarks.rollouts import STUCK_S, Stage, faults_of, faults_of_good
 from voiceflow.config import load_params
 from voiceflow.gates import compare
 from voiceflow.runtime import StepModel, pretrained_path
-from voiceflow.stages.dataset import read_recordings
+from voiceflow.stages.dataset import read_recordings, read_samples
 from voiceflow.stages.prepare import prepare
 from voiceflow.stages.scoring import SplitScores, errors_s
 
 HOME = Path(".voiceflow/acceptance")
 DRAWS, CONVERSATIONS = 100, 100
+STREAMS, CALLED = 300, 40
+"""Calls at a time, and recordings that they are of."""
+MAX_ROLLBACK_S = 120.0
 
 
 def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
@@ -31,6 +35,8 @@ def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
     numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {
         "1": bad_models,
         "2": comparisons,
+        "3": live,
+        "4": killed,
         "5": manifests,
         "6": on_postgres,
     }
@@ -127,6 +133,51 @@ def comparisons() -> Iterator[tuple[str, Row]]:
     yield "2 a champion against itself is never better", {"passed": itself == 0, "figures": told | {"better": itself}}
     yield "2 3 points better is found", {"passed": better >= 95, "figures": told | {"better": better}}
     yield "2 an equal one is not", {"passed": equal <= 5, "figures": told | {"better": equal}}
+
+
+def on_stage() -> Stage:
+    """300 people who call and hang up, on servers with a controller; with the released parameters."""
+    params = load_params(Path("params.yaml"))
+    dataset = Path("data/prepared")
+    recordings = [read_samples(dataset, row) for row in read_recordings(dataset, "test")[:CALLED]]
+    folder = (HOME / "rollouts").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    return Stage(folder, recordings, params, streams=STREAMS)
+
+
+def live() -> Iterator[tuple[str, Row]]:
+    """Item 3: challengers made slow, failing and flipping at 5 % are taken back; a good one goes to all."""
+    with on_stage() as stage:
+        steps = stage.params.rollout.steps
+        stage.set_steps([0.05, *(step for step in steps if step > 0.05)])
+        for kind in ("slow", "failing", "flipping"):
+            outcome = stage.roll_out(kind)
+            wrong = faults_of(outcome, version_before="1", max_seconds=MAX_ROLLBACK_S, max_share=0.05)
+            yield f"3 {kind}", {"passed": not wrong, "figures": outcome.figures() | {"wrong": wrong}}
+        stage.set_steps(steps)
+        outcome = stage.roll_out("good")
+        wrong = faults_of_good(outcome, steps)
+        yield "3 good", {"passed": not wrong, "figures": outcome.figures() | {"wrong": wrong}}
+
+
+def killed() -> Iterator[tuple[str, Row]]:
+    """Item 4: the controller is killed at each step, and at its end, and started again."""
+
+    def at_each_step(look: dict[str, Any], kills: int) -> bool:
+        is_over = look["status"] != "running"
+        return (look["step"] == kills and look["looks"] >= 3) or (is_over and kills == len(steps))
+
+    with on_stage() as stage:
+        steps = stage.params.rollout.steps
+        for kind in ("flipping", "failing"):
+            outcome = stage.roll_out(kind, kill_when=lambda look, kills: kills < 2)
+            wrong = faults_of(outcome, version_before="1", max_seconds=STUCK_S, max_share=1.0)
+            yield f"4 {kind}", {"passed": not wrong, "figures": outcome.figures() | {"wrong": wrong}}
+        outcome = stage.roll_out("good", kill_when=at_each_step)
+        wrong = faults_of_good(outcome, steps)
+        if outcome.kills < len(steps):
+            wrong.append(f"killed {outcome.kills} times only")
+        yield "4 good", {"passed": not wrong, "figures": outcome.figures() | {"wrong": wrong}}
 
 
 def manifests() -> Iterator[tuple[str, Row]]:

@@ -60,6 +60,21 @@ class MlflowServer:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         wait_for(self.process, f"{self.url}/health", self.folder / "server.log", start_s=START_S)
 
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Our registry on this server."""
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        os.environ["MLFLOW_TRACKING_URI"] = self.url
+        try:
+            from voiceflow.adapters.registry import MlflowRegistry
+
+            yield MlflowRegistry()
+        finally:
+            if before is None:
+                del os.environ["MLFLOW_TRACKING_URI"]
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = before
+
     def kill(self) -> None:
         """Kill it and its workers."""
         if self.process is not None and self.process.poll() is None:
@@ -142,7 +157,7 @@ class Workplace:
 
         onnx.save(bad_models.good(self.revision), str(self.folder / "good.onnx"))
         latency(timed, self.folder / "good.onnx", self.folder / "timed")
-        with self.client() as registry:
+        with self.mlflow.client() as registry:
             ensure_champion(registry)
 
     def candidate(self, change: Any = None, *, digest: str | None = None, **metadata: Any) -> Path:
@@ -177,24 +192,9 @@ class Workplace:
         out, err = process.communicate(timeout=600)
         return process.returncode, out + err
 
-    @contextmanager
-    def client(self) -> Iterator[Any]:
-        """MLflow's client on this server, and our registry on it."""
-        before = os.environ.get("MLFLOW_TRACKING_URI")
-        os.environ["MLFLOW_TRACKING_URI"] = self.mlflow.url
-        try:
-            from voiceflow.adapters.registry import MlflowRegistry
-
-            yield MlflowRegistry()
-        finally:
-            if before is None:
-                del os.environ["MLFLOW_TRACKING_URI"]
-            else:
-                os.environ["MLFLOW_TRACKING_URI"] = before
-
     def state(self) -> dict[str, Any]:
         """All that a refusal must leave as it was: aliases, the commit, and the files of the manifests."""
-        with self.client() as registry:
+        with self.mlflow.client() as registry:
             aliases = {alias: registry.version_of(alias) for alias in ("champion", "challenger", "previous")}
         git = ["git", "-C", str(self.manifests.parent)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -235,7 +235,7 @@ def refusal(place: Workplace, says: str, code: int, told: str, before: dict[str,
 def tampered(place: Workplace) -> tuple[int, str, dict[str, Any]]:
     """A registered version whose file somebody changed where it lies."""
     version = registered(place, "--sign-key", str(place.private_key), version="0.3.1")
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         folder = Path(registry.storage_uri(version).removeprefix("file://"))
     path = folder / "diarizer.onnx"
     content = bytearray(path.read_bytes())
@@ -276,7 +276,7 @@ def champion_deleted(place: Workplace) -> tuple[int, str, dict[str, Any]]:
     while process.poll() is None and not card.exists():
         time.sleep(0.01)
     champion = before["aliases"]["champion"]
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         registry._client.delete_model_version("voiceflow-diarizer", champion)
     out, err = process.communicate(timeout=600)
     before["aliases"]["champion"] = None
@@ -308,7 +308,7 @@ def mlflow_down(place: Workplace) -> tuple[int, str, dict[str, Any]]:
     hook.unlink()
     place.mlflow.kill()
     place.mlflow.start()
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         registry.recover()
     return code, told, before
 

@@ -184,9 +184,7 @@ class Service:
     def heard(self, stream: Stream, num_samples: int, now_s: float) -> None:
         """Audio of a stream came that is to be scored: samples at 16 kHz, and the loop's time."""
         stream.engine.num_heard += num_samples
-        if stream.heard_s is None and stream.session.waiting_s:
-            stream.heard_s = now_s
-        stream.wake()
+        stream.heard(now_s)
 
     # conversations
 

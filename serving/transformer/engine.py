@@ -28,6 +28,8 @@ PACKETS_COST = 300e-6
 """Of the packets and answers of one stream, ten a second each (`make bench`)."""
 ENOUGH_STREAMS = 32
 """So many streams say what one takes, and whether answers are late because there are too many."""
+SUDDEN_S = 0.5
+"""More audio than this beyond the time that passed came faster than people speak."""
 MANY_FAILURES, FAILURES_WITHIN_S = 3, 60.0
 READ_EVERY_S = 0.05
 LOAD_OVER_S, LATE_OVER_S = 1.0, 0.5
@@ -46,9 +48,31 @@ class Stream:
     """Why the engine gave up on it."""
     heard_s: float | None = None
     """When the audio of the step that waits came, by the loop's clock; of the first, if several wait."""
+    last_heard_s: float = 0.0
+    """When audio came last."""
     is_shadow: bool = False
     """Whether what it says is compared only."""
     _settled: asyncio.Future[None] | None = None
+
+    def heard(self, now_s: float) -> None:
+        """Audio of it came."""
+        self.last_heard_s = now_s
+        if self.heard_s is None and self.session.waiting_s:
+            self.heard_s = now_s
+        self.engine.wake()
+
+    def scored_until(self, now_s: float) -> None:
+        """A step was scored: find out when the audio of the next one came, if it is here.
+
+        What waits came as people speak, or all at once where somebody sends a file: that is not late.
+        """
+        waiting_s = self.session.waiting_s
+        if not waiting_s:
+            self.heard_s = None
+        elif self.heard_s is None or waiting_s > now_s - self.heard_s + SUDDEN_S:
+            self.heard_s = now_s
+        else:
+            self.heard_s = max(self.heard_s, self.last_heard_s - waiting_s + STEP_S)
 
     def wake(self) -> None:
         """Tell that it has audio to score."""
@@ -293,7 +317,7 @@ class Engine:
             self.late_s += passed_s / LATE_OVER_S * (sum(late_s) / len(late_s) - self.late_s)
             self._told_s = now_s
         for stream in streams:
-            stream.heard_s = now_s if stream.session.waiting_s else None
+            stream.scored_until(now_s)
 
     def _pause_s(self, busy_s: float) -> float:
         """How long packets may gather before the next step: the busier, the longer, for larger batches cost less.

@@ -45,9 +45,7 @@ class Shadow:
             self._heard(now_s)
 
     def _heard(self, now_s: float) -> None:
-        if self.stream.heard_s is None and self.stream.session.waiting_s:
-            self.stream.heard_s = now_s
-        self.stream.wake()
+        self.stream.heard(now_s)
         # Its events are for nobody.
         self.stream.session.events_to_send()
 

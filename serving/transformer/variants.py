@@ -26,6 +26,8 @@ LOOK_S = 1.0
 """How often the split is read."""
 LOAD_AGAIN_S = 30.0
 """So long after a model could not be loaded it is tried again."""
+MAX_LATE_S, MAX_LATE_TIMES = 2.0, 4.0
+"""A challenger is down whose answers are so late, and so many times as late as the champion's."""
 SHADOW_LOAD = 0.8
 """Share of `max_load` beyond which no more streams are shadowed: real ones come first."""
 
@@ -48,6 +50,9 @@ class Variant:
     file: StepModel | None = None
     """The model, where it is in this process."""
 
+    is_slow: bool = False
+    """Whether its answers were much too late once."""
+
     def __post_init__(self) -> None:
         self.engine.is_beside = self.role == "challenger"
         self.since_s = time.monotonic()
@@ -62,7 +67,7 @@ class Variant:
     @property
     def is_up(self) -> bool:
         """Whether it can be given streams."""
-        return not self.engine.is_failing
+        return not (self.is_slow or self.engine.is_failing)
 
     def become(self, role: str) -> None:
         """Another role from now on."""
@@ -71,6 +76,7 @@ class Variant:
             self.role = role
             self.engine.metrics = ModelMetrics(self.engine.metadata.version, role)
             self.engine.failed_s.clear()
+            self.is_slow = False
             self.__post_init__()
 
 
@@ -220,6 +226,14 @@ class Variants:
             variant.engine.num_heard = 0
             metrics.shadowed.set(num_shadows)
             IS_UP.labels(variant.role).set(variant.is_up)
+        challenger = self.challenger
+        if challenger is not None:
+            late_s = challenger.engine.late_s
+            if late_s > MAX_LATE_S and late_s > MAX_LATE_TIMES * self.champion.engine.late_s and not challenger.is_slow:
+                challenger.is_slow = True
+                logger.error("the challenger's answers come %.1f s late; it gets no more streams", late_s)
+            if not challenger.is_up:
+                self._empty(challenger)
         for variant in tuple(self.others):
             if variant.role == "withdrawn":
                 self._empty(variant)
@@ -273,6 +287,7 @@ class Variants:
 
     async def _act(self, split: Split) -> None:
         self._failed.clear()
+        IS_UP.labels("challenger").set(1)  # what the one before was is not this one's
         wanted = {"champion": split.champion}
         if split.challenger is not None:
             wanted["challenger"] = split.challenger
@@ -337,7 +352,7 @@ class Variants:
         return True
 
     def _empty(self, variant: Variant) -> None:
-        """Take the streams of a withdrawn model from it, once enough of their audio is kept to be heard again."""
+        """Take the streams of a model from it, once enough of their audio is kept to be heard again."""
         replay_s = self._config.replay_s
         is_over_due = time.monotonic() - variant.since_s > 2.0 * replay_s
         for stream in variant.engine.streams:

@@ -62,7 +62,7 @@ def test_promotion_and_rollback_on_postgres(lenient, tmp_path_factory):
         assert promoted["aliases"] == {"champion": "2", "challenger": None, "previous": "1"}
         assert place.run("rollback", "--why", "a test")[0] == 0
         assert place.state()["aliases"] == {"champion": "1", "challenger": None, "previous": "2"}
-        with place.client() as registry:
+        with place.mlflow.client() as registry:
             assert [entry["action"] for entry in registry.audit_log()] == ["begin", "promote", "rollback"]
         told = os.popen(f"git -C {place.manifests.parent} diff -U0 {before['head']} {promoted['head']}").read()
         lines = [line[1:].partition("=")[0] for line in told.splitlines() if line.startswith("+") and "=" in line]
@@ -75,7 +75,7 @@ def test_promotion_and_rollback_move_aliases_and_three_lines_of_a_manifest(place
     assert code == 0, told
     assert place.state()["aliases"] == {"champion": "2", "challenger": None, "previous": "1"}
     deployed = (place.manifests / "overlays/local/model/model.env").read_text()
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         tags, folder = registry.tags_of("2"), registry.download("2")
         assert deployed == f"storageUri={registry.storage_uri('2')}\ndigest={tags['digest']}\nversion=2\n"
     changed = os.popen(f"git -C {place.manifests.parent} show --format= --name-only HEAD").read().split()
@@ -121,13 +121,13 @@ def test_what_happens_around_a_file_is_noticed_and_nothing_changes(place, name):
     code, told, before = act(place)
     assert refusal(place, says, code, told, before) == {}
     if name != "MLflow down in the middle":  # then nobody could write it down
-        with place.client() as registry:
+        with place.mlflow.client() as registry:
             last = registry.audit_log()[-1]
         assert (last["action"], says in last["why"]) == ("refuse", True)
 
 
 def test_a_promotion_that_died_is_put_right_by_the_next_command(place):
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         before = {alias: registry.version_of(alias) for alias in ("champion", "previous")}
         # As a process leaves it that was killed in the middle: its number is nobody's now.
         version = registry.register(place.folder / "timed", tags={}, run_id=None)
@@ -150,7 +150,7 @@ def test_a_promotion_that_died_is_put_right_by_the_next_command(place):
 
 
 def test_a_server_refuses_what_is_not_signed_and_tells_where_a_model_comes_from(place, start_server, tmp_path):
-    with place.client() as registry:
+    with place.mlflow.client() as registry:
         folder = registry.download("2")
     env = {**os.environ, "VOICEFLOW_VERIFY_KEY": str(place.public_key)}
     port, _ = start_server("serving.transformer", "--model", str(folder), env=env)

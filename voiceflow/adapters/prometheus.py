@@ -1,5 +1,6 @@
 """What Prometheus saw of the variants that servers hold."""
 
+import time
 from typing import Any
 
 from voiceflow.errors import ConfigError, PlatformError
@@ -8,8 +9,8 @@ from voiceflow.stages.rollout import Seen, Window
 TIMEOUT_S = 10.0
 MIN_SCRAPES = 2
 """In a look; fewer say nothing of what came in it."""
-MIN_COMPARED_S = 3.0
-"""Shadowed speech in a look below which two models cannot be compared."""
+MIN_COMPARED_S, MAX_COMPARED_S = 10.0, 300.0
+"""Shadowed speech by which two models can be compared; and so far back at most it is looked for."""
 
 
 class Prometheus:
@@ -23,6 +24,7 @@ class Prometheus:
     def __init__(self, url: str, *, selector: str = "") -> None:
         self.url = url.rstrip("/")
         self._selector = selector
+        self._compared_at_s: float | None = None
 
     def window(self, seconds: float, *, late_ms: float) -> Window | None:
         """What was seen of champion and challenger in the last seconds; None where no server holds a challenger.
@@ -50,8 +52,6 @@ class Prometheus:
         lost = self._increase("voiceflow_lost_streams_total", span)
         flips = self._increase("voiceflow_label_flips_total", span)
         audio_s = self._increase("voiceflow_audio_seconds_total", span)
-        compared_s = self._increase("voiceflow_shadow_speech_seconds_total", span).get("challenger", 0.0)
-        different_s = self._increase("voiceflow_shadow_error_seconds_total", span).get("challenger", 0.0)
 
         def seen(variant: str) -> Seen:
             held = open_streams.get(variant, 0.0) + lost.get(variant, 0.0)
@@ -64,8 +64,20 @@ class Prometheus:
                 flips_per_minute=flips.get(variant, 0.0) / minutes if minutes else 0.0,
             )
 
-        cross_der = min(1.0, different_s / compared_s) if compared_s >= MIN_COMPARED_S else None
-        return Window(seen("champion"), seen("challenger"), cross_der, is_down=self._is_down())
+        return Window(seen("champion"), seen("challenger"), self._cross_der(seconds), is_down=self._is_down())
+
+    def _cross_der(self, seconds: float) -> float | None:
+        """Over what was compared since it was told last; None until that is enough."""
+        now_s = time.monotonic()
+        begin_s = self._compared_at_s or now_s - seconds
+        span = f"[{min(MAX_COMPARED_S, now_s - begin_s):.0f}s]"
+        compared_s = self._increase("voiceflow_shadow_speech_seconds_total", span).get("challenger", 0.0)
+        if compared_s < MIN_COMPARED_S:
+            self._compared_at_s = begin_s
+            return None
+        self._compared_at_s = now_s
+        different_s = self._increase("voiceflow_shadow_error_seconds_total", span).get("challenger", 0.0)
+        return min(1.0, different_s / compared_s)
 
     def _is_down(self) -> bool:
         return self._by_variant("voiceflow_variant_up{}", by="min").get("challenger", 1.0) < 1.0

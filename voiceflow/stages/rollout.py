@@ -5,7 +5,7 @@ written down before anything is done, so that one that was killed goes on where 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
@@ -15,6 +15,13 @@ from voiceflow.sequential import Arm, Wager, thompson_shares
 
 Status = Literal["running", "held", "promoted", "rolled_back"]
 Policy = Literal["steps", "bandit"]
+
+
+CROSS_DER = "cross_der"
+SMALL_SHARE = 0.2
+"""Of the challenger's streams: fewer of the champion's say little, and what is usual of it is taken instead."""
+USUAL_RATE = 0.1
+"""At which a look changes what is usual."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Rollout(Section):
 
     seen: dict[str, str] = Field(default_factory=dict)
     """The last look, for people."""
+    usual: dict[str, float] | None = None
+    """What is usual of the champion."""
 
     @property
     def is_held(self) -> bool:
@@ -118,14 +127,15 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
                 "why": why,
             }
         )
-    values = _differences(window)
+    champion = _compared_with(rollout, window, config)
+    values = _differences(window, champion)
     told = {
         name: f"{scale * value:+.1f} {unit}"
         for name, (_, _, _, unit, scale) in _bounds(config).items()
         if (value := values[name]) is not None
     }
     measures: dict[str, Measure] = {}
-    proved_worse, proved_fine = [], True
+    proved_worse, unproved = [], []
     for name, (margin, low, high, unit, scale) in _bounds(config).items():
         before = rollout.measures.get(name)
         worse = Wager(**before.worse) if before else Wager(margin, "above", low, high)
@@ -139,7 +149,8 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
                     f"{name.replace('_', ' ')} {scale * value:+.1f} {unit} in the last look, and beyond "
                     f"{scale * margin:.1f} {unit} with confidence {1 - config.false_alarm:.0%}"
                 )
-            proved_fine = proved_fine and fine.is_won(config.false_advance)
+        if not fine.is_won(config.false_advance):
+            unproved.append(name.replace("_", " "))
         measures[name] = Measure(worse=worse.as_dict(), fine=fine.as_dict())
     now = rollout.model_copy(
         update={
@@ -147,6 +158,7 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
             "looks": rollout.looks + 1,
             "empty_looks": 0,
             "status": "running",
+            "usual": _usual(rollout.usual, champion),
             "seen": {"streams": f"{window.challenger.streams:.0f}", **told},
         }
     )
@@ -158,10 +170,13 @@ def look(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
             return _ended(now, "promoted", f"the better one with probability {now.share:.0%} after {now.looks} looks")
         if now.looks >= config.min_looks and now.share <= 1.0 - config.bandit_sure:
             return _ended(now, "rolled_back", f"the better one with probability {now.share:.0%} only")
-    elif proved_fine and now.looks >= config.min_looks:
+    elif not unproved and now.looks >= config.min_looks:
         return _advanced(now, config)
     if now.looks >= config.max_looks:
-        why = f"neither worse nor fine after {now.looks} looks at {now.weight(config):.0%}; held for you to decide"
+        why = (
+            f"neither worse nor fine after {now.looks} looks at {now.weight(config):.0%} "
+            f"({', '.join(unproved) or 'alike'}); held for you to decide"
+        )
         return now.model_copy(update={"status": "held", "why": why})
     return now
 
@@ -180,13 +195,26 @@ def _shared(rollout: Rollout, window: Window, config: RolloutConfig) -> Rollout:
     return rollout.model_copy(update=update)
 
 
-def _differences(window: Window) -> dict[str, float | None]:
-    before, now = window.champion, window.challenger
+def _compared_with(rollout: Rollout, window: Window, config: RolloutConfig) -> Seen:
+    """The champion in this look; as it was before, where hardly anybody has it any more."""
+    now, known = window.champion, rollout.usual
+    is_enough = now.streams >= max(config.min_streams, SMALL_SHARE * window.challenger.streams)
+    return now if is_enough or known is None else Seen(**known)
+
+
+def _usual(known: dict[str, float] | None, seen: Seen) -> dict[str, float]:
+    """What is usual of the champion: a running mean."""
+    now = asdict(seen)
+    return now if known is None else {name: value + USUAL_RATE * (now[name] - value) for name, value in known.items()}
+
+
+def _differences(window: Window, champion: Seen) -> dict[str, float | None]:
+    now = window.challenger
     return {
-        "errors": now.errors - before.errors,
-        "late_answers": now.late - before.late,
-        "flips": now.flips_per_minute - before.flips_per_minute,
-        "cross_der": window.cross_der,
+        "errors": now.errors - champion.errors,
+        "late_answers": now.late - champion.late,
+        "flips": now.flips_per_minute - champion.flips_per_minute,
+        CROSS_DER: window.cross_der,
     }
 
 
@@ -205,7 +233,11 @@ def _bounds(config: RolloutConfig) -> dict[str, tuple[float, float, float, str, 
             "a minute",
             1.0,
         ),
-        "cross_der": (config.max_cross_der, 0.0, (1.0 + config.max_cross_der) / 2.0, "points", 100.0),
+        **(
+            {CROSS_DER: (config.max_cross_der, 0.0, (1.0 + config.max_cross_der) / 2.0, "points", 100.0)}
+            if config.shadow
+            else {}
+        ),
     }
 
 
@@ -216,8 +248,11 @@ def _advanced(rollout: Rollout, config: RolloutConfig) -> Rollout:
     onward = config.steps[rollout.step + 1]
     why = f"within every margin at {share:.0%} after {rollout.looks} looks: on to {onward:.0%}"
     bounds = _bounds(config)
+    # How far both differ on the same audio has nothing to do with the step; with all streams, there is none to compare.
     fresh = {
-        name: Measure(worse=measure.worse, fine=Wager(bounds[name][0], "below", *bounds[name][1:3]).as_dict())
+        name: measure
+        if name == CROSS_DER
+        else Measure(worse=measure.worse, fine=Wager(bounds[name][0], "below", *bounds[name][1:3]).as_dict())
         for name, measure in rollout.measures.items()
     }
     changes = {"step": rollout.step + 1, "looks": 0, "why": why, "measures": fresh, "log": [*rollout.log, why]}

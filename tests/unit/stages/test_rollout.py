@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,8 @@ class Simulated:
             share(0.02 + self.bad["late"] + noise[4]),
             max(0.0, 1.4 + self.bad["flips"] + 20 * noise[5]),
         )
+        if self.weights[-1] == 1.0:  # hardly anybody has the champion, and nobody's audio goes to both
+            return Window(Seen(0.5, 0.0, 1.0, 600.0), challenger, None)
         return Window(champion, challenger, share(self.bad["cross_der"] + noise[0]))
 
     def end(self, rollout):
@@ -176,3 +180,15 @@ def test_the_bandit_finds_the_better_one_and_takes_back_the_worse(params):
     assert worse.status == "rolled_back"
     alike = config.model_copy(update={"max_looks": 60})
     assert roll_out(alike, Memory(), Simulated(), champion="1", challenger="2", policy="bandit").is_held
+
+
+def test_without_anything_to_compare_it_is_not_promoted_unless_nothing_is_shadowed(params):
+    config = params.rollout.model_copy(update={"max_looks": 60})
+    traffic = Simulated()
+    see = traffic.see
+    traffic.see = lambda: replace(see(), cross_der=None)
+    held = roll_out(config, Memory(), traffic, champion="1", challenger="2")
+    assert held.is_held
+    assert held.step == 0
+    unshadowed = config.model_copy(update={"shadow": 0.0})
+    assert roll_out(unshadowed, Memory(), traffic, champion="1", challenger="2").status == "promoted"
