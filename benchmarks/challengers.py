@@ -15,7 +15,7 @@ from voiceflow.timebase import STEP_S
 SLOW_SIDE, SLOW_ROUNDS = 1024, 10
 """Products of such matrices for every step of a stream: some hundred milliseconds of a core."""
 FAILS_AFTER_S = 4.0
-FLIPS_EVERY_S = 2.4
+FLIPS_EVERY_S = 1.6
 
 
 def _good(model: Any) -> None:
@@ -66,16 +66,21 @@ def _failing(model: Any) -> None:
 
 def _flipping(model: Any) -> None:
     """Every few seconds all voices change places."""
-    constant(model, "flip_order", np.array([1, 2, 3, 0, 5, 6, 7, 4], np.int64))
-    constant(model, "flip_period", np.float32(2.0 * FLIPS_EVERY_S / STEP_S))
+    constant(model, "flip_one", np.array([1, 0, 3, 2, 5, 4, 7, 6], np.int64))
+    constant(model, "flip_two", np.array([2, 3, 0, 1, 6, 7, 4, 5], np.int64))
+    constant(model, "flip_period", np.float32(3.0 * FLIPS_EVERY_S / STEP_S))
     constant(model, "flip_from", np.float32(FLIPS_EVERY_S / STEP_S))
+    constant(model, "flip_again", np.float32(2.0 * FLIPS_EVERY_S / STEP_S))
     clocked(
         model,
         lambda: [
             helper.make_node("Mod", ["clock", "flip_period"], ["flip_at"], fmod=1),
             helper.make_node("Greater", ["flip_at", "flip_from"], ["flip_is"]),
-            helper.make_node("Gather", ["activity_before", "flip_order"], ["flip_other"], axis=2),
-            helper.make_node("Where", ["flip_is", "flip_other", "activity_before"], ["activity"]),
+            helper.make_node("Greater", ["flip_at", "flip_again"], ["flip_is_again"]),
+            helper.make_node("Gather", ["activity_before", "flip_one"], ["flip_once"], axis=2),
+            helper.make_node("Gather", ["activity_before", "flip_two"], ["flip_twice"], axis=2),
+            helper.make_node("Where", ["flip_is", "flip_once", "activity_before"], ["flip_first"]),
+            helper.make_node("Where", ["flip_is_again", "flip_twice", "flip_first"], ["activity"]),
         ],
     )
 

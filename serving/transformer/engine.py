@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -28,6 +32,8 @@ PACKETS_COST = 300e-6
 """Of the packets and answers of one stream, ten a second each (`make bench`)."""
 ENOUGH_STREAMS = 32
 """So many streams say what one takes, and whether answers are late because there are too many."""
+NICE = 10
+"""Of the thread that scores a challenger, as `nice` counts."""
 SUDDEN_S = 0.5
 """More audio than this beyond the time that passed came faster than people speak."""
 MANY_FAILURES, FAILURES_WITHIN_S = 3, 60.0
@@ -156,7 +162,7 @@ class Engine:
 
         async def score(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
             if engine.is_beside:
-                return await asyncio.to_thread(model.step, *batch)
+                return await asyncio.get_running_loop().run_in_executor(_beside(), model.step, *batch)
             return model.step(*batch)
 
         engine = cls(model.metadata, score, config, variant=variant)
@@ -327,6 +333,17 @@ class Engine:
         tick_s = self.config.tick_ms / 1000.0 * (1.0 + 2.0 * self.load)
         behind = bool(self._lanes.ending) or self._lanes.most_waiting_s > 0.5
         return 0.0 if behind else max(0.0, tick_s - busy_s)
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """A thread that yields to all others: a slow challenger has what the champion leaves."""
+
+    def give_way() -> None:
+        if hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+    return ThreadPoolExecutor(1, "challenger", initializer=give_way)
 
 
 class _Clock:

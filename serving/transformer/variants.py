@@ -26,7 +26,7 @@ LOOK_S = 1.0
 """How often the split is read."""
 LOAD_AGAIN_S = 30.0
 """So long after a model could not be loaded it is tried again."""
-MAX_LATE_S, MAX_LATE_TIMES = 2.0, 4.0
+MAX_LATE_S, MAX_LATE_TIMES = 1.0, 4.0
 """A challenger is down whose answers are so late, and so many times as late as the champion's."""
 SHADOW_LOAD = 0.8
 """Share of `max_load` beyond which no more streams are shadowed: real ones come first."""

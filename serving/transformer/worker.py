@@ -45,20 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build_variants(arguments: argparse.Namespace) -> Variants:
-    """The champion of the split, or of the flags where there is none, and how to come by others."""
+    """The champion of the split, or of the flags where that is the same or there is none, and how to come by others."""
     config = streaming_config(arguments)
     notes = notes_at(arguments.split) if arguments.split else None
     split = None if notes is None else read_split(notes)
-    champion = None
-    if split is not None:
+    uri = REMOTE + arguments.predictor_host if arguments.predictor_host else arguments.model
+    champion = load_variant(Served(uri=uri), arguments.variant, config, model_name=arguments.model_name, is_given=True)
+    if split is not None and split.champion.key != champion.served.key:
         try:
             champion = load_variant(split.champion, "champion", config, model_name=arguments.model_name)
         except ModelError as err:
-            logger.warning("the split's champion cannot be loaded; serving --model instead: %s", err)
-    if champion is None:
-        uri = REMOTE + arguments.predictor_host if arguments.predictor_host else arguments.model
-        role = arguments.variant
-        champion = load_variant(Served(uri=uri), role, config, model_name=arguments.model_name, is_given=True)
+            logger.warning("the split's champion cannot be loaded; serving what the flags name instead: %s", err)
     if champion.file is not None:
         champion.engine.cost = measure_cost(champion.file)
     return Variants(
