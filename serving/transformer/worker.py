@@ -18,13 +18,14 @@ from serving.transformer.engine import Engine, measure_cost
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
 from serving.transformer.variants import Variant, Variants
+from voiceflow.adapters.fetch import fetch_model
 from voiceflow.adapters.registry import served_model
-from voiceflow.adapters.splits import notes_at, read_split
+from voiceflow.adapters.splits import Notes, notes_at, read_split
 from voiceflow.audio import file_digest
 from voiceflow.config import StreamingConfig, load_params
-from voiceflow.errors import ModelError
+from voiceflow.errors import ModelError, PlatformError, VoiceflowError
 from voiceflow.runtime import StepModel
-from voiceflow.split import Served
+from voiceflow.split import Served, Split
 
 logger = logging.getLogger("voiceflow.worker")
 REMOTE = "grpc://"
@@ -48,13 +49,13 @@ def build_variants(arguments: argparse.Namespace) -> Variants:
     """The champion of the split, or of the flags where that is the same or there is none, and how to come by others."""
     config = streaming_config(arguments)
     notes = notes_at(arguments.split) if arguments.split else None
-    split = None if notes is None else read_split(notes)
+    split = None if notes is None else _split_now(notes)
     uri = REMOTE + arguments.predictor_host if arguments.predictor_host else arguments.model
     champion = load_variant(Served(uri=uri), arguments.variant, config, model_name=arguments.model_name, is_given=True)
     if split is not None and split.champion.key != champion.served.key:
         try:
             champion = load_variant(split.champion, "champion", config, model_name=arguments.model_name)
-        except ModelError as err:
+        except VoiceflowError as err:
             logger.warning("the split's champion cannot be loaded; serving what the flags name instead: %s", err)
     if champion.file is not None:
         champion.engine.cost = measure_cost(champion.file)
@@ -64,6 +65,14 @@ def build_variants(arguments: argparse.Namespace) -> Variants:
         load=lambda served, role: load_variant(served, role, config, model_name=arguments.model_name),
         read=None if notes is None else lambda: read_split(notes),
     )
+
+
+def _split_now(notes: Notes) -> Split | None:
+    try:
+        return read_split(notes)
+    except PlatformError as err:  # it is looked for again each second
+        logger.warning("serving what the flags name: %s", err)
+        return None
 
 
 def load_variant(
@@ -96,7 +105,10 @@ def load_variant(
         known = served.model_copy(update={"digest": digest})
         engine = Engine(metadata, predictor.score, config, variant=role)
         return Variant(known, engine, role, predictor.provenance)
-    path, provenance = served_model(served.uri, digest=None if is_given else served.digest)
+    if is_given:
+        path, provenance = served_model(served.uri)
+    else:
+        path, provenance = fetch_model(served.uri, digest=served.digest)
     file = StepModel(path)
     known = served.model_copy(update={"digest": served.digest or file_digest(path)})
     return Variant(known, Engine.local(file, config, variant=role), role, provenance, file)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voiceflow.cli.console import emit_json, err, out
+from voiceflow.cli.console import emit_json, err, error, out
 from voiceflow.cli.registry import MANIFESTS, Apply, Commit, Environments, Manifests, Push, deployment_of, hand_on, who
 from voiceflow.config import RolloutConfig, load_params
 
@@ -60,7 +60,7 @@ def rollout(
     from voiceflow.adapters.registry import MlflowRegistry
     from voiceflow.adapters.splits import notes_at
     from voiceflow.adapters.traffic import NotesJournal
-    from voiceflow.errors import ConfigError
+    from voiceflow.errors import ConfigError, VoiceflowError
 
     if not split:
         raise ConfigError("expected --split, the file or redis:// address that servers read (`serve --split`)")
@@ -91,10 +91,13 @@ def rollout(
         )
 
     while watch:
-        known, challenger = journal.read(), registry.version_of("challenger")
-        is_done = known is not None and known.challenger == challenger and (known.is_settled or known.is_held)
-        if challenger and not is_done and run(challenger).status == "promoted":
-            hand_on(deployment, push=push, apply=apply)
+        try:
+            known, challenger = journal.read(), registry.version_of("challenger")
+            is_done = known is not None and known.challenger == challenger and (known.is_settled or known.is_held)
+            if challenger and not is_done and run(challenger).status == "promoted":
+                hand_on(deployment, push=push, apply=apply)
+        except VoiceflowError as problem:  # somebody else rolls out, or something is away for a while
+            error(problem)
         time.sleep(WATCH_S)
     known = journal.read()
     under_way = known.challenger if known is not None and not known.is_settled else None
