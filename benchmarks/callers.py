@@ -171,9 +171,13 @@ class Callers:
         begun = [call for call in calls if call.begun_s >= moment_s]
         saw = [call for call in begun if any(model["variant"] == "challenger" for model in call.models)]
         faults = [call.fault for call in calls if call.fault and (call.ended_s or time.monotonic()) >= moment_s]
-        faults += [call.fault for call in self.done if not call.models and call.begun_s >= moment_s]
+        never = [call.fault for call in self.done if not call.models and call.begun_s >= moment_s]
+        # Told to come again: the cores are shared with callers, Prometheus, MLflow and controller.
+        refused = [fault for fault in never if fault.startswith("too_many")]
+        faults += [fault for fault in never if fault not in refused]
         return {
             "streams_begun": len(begun),
+            "calls_told_to_come_again": len(refused),
             "streams_that_saw_the_challenger": len(saw),
             "streams_that_changed_models": sum(bool(call.changes) for call in begun),
             "faults": dict(Counter(faults).most_common(5)),
