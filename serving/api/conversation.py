@@ -18,9 +18,9 @@ from serving.transformer.shadow import Shadow
 from serving.transformer.variants import Variant, Variants
 from voiceflow.audio import SAMPLE_BYTES, FloatArray
 from voiceflow.errors import StreamError
+from voiceflow.streaming.events import ModelChanged
 from voiceflow.streaming.messages import event_message
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import ModelChanged
 from voiceflow.timebase import samples_to_seconds
 
 ID_BYTES = 12

@@ -11,8 +11,8 @@ from serving.api.service import Service
 from serving.errors import DONE, told
 from serving.transformer.engine import Stream
 from voiceflow.errors import StreamError
+from voiceflow.streaming.events import Segment
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import Segment
 
 ENCODINGS = ("pcm_f32le", "pcm_s16le")
 PATH = "/v1/live/stream"

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiceflow.metrics import score
+from voiceflow.streaming.events import ModelChanged, Revision, Segment
 from voiceflow.streaming.lanes import Lanes
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import ModelChanged, Revision, Segment
 from voiceflow.turns import Turn
 
 RATE = 16_000

@@ -10,9 +10,10 @@ from voiceflow.features import step_features
 from voiceflow.runtime import initial_state
 from voiceflow.streaming import slots
 from voiceflow.streaming.batch import diarize, enrol
+from voiceflow.streaming.events import Revision, Segment
 from voiceflow.streaming.messages import event_message
 from voiceflow.streaming.session import Session, StreamSettings, Voice
-from voiceflow.streaming.speakers import Revision, Segment, TurnTracker
+from voiceflow.streaming.speakers import TurnTracker
 from voiceflow.timebase import STEP_S, FrameGrid
 from voiceflow.turns import Turn, scores_to_turns
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voiceflow.streaming.events import Event, ModelChanged, Segment, Tracked
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import Event, ModelChanged, Segment, Tracked
 from voiceflow.timebase import FrameGrid
 from voiceflow.turns import Turn
 

@@ -8,9 +8,10 @@ import numpy.typing as npt
 
 from voiceflow.audio import SAMPLE_BYTES, decode_pcm
 from voiceflow.errors import StreamError
+from voiceflow.streaming.events import Event
 from voiceflow.streaming.handover import Carried, Handover
 from voiceflow.streaming.session import Chunk, Flush, Session, StreamSettings
-from voiceflow.streaming.speakers import Event, TurnTracker
+from voiceflow.streaming.speakers import TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES
 
 if TYPE_CHECKING:

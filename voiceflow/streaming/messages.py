@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from voiceflow.audio import SAMPLE_BYTES, FloatArray, load_audio
 from voiceflow.errors import StreamError
+from voiceflow.streaming.events import Event, ModelChanged, Segment
 from voiceflow.streaming.session import StreamSettings
-from voiceflow.streaming.speakers import Event, ModelChanged, Segment
 from voiceflow.timebase import SAMPLE_RATE_HZ
 
 MAX_ENROLMENT_S = 60.0

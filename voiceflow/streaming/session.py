@@ -20,7 +20,8 @@ from voiceflow.errors import StreamError
 from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
 from voiceflow.runtime import initial_state
 from voiceflow.streaming import slots
-from voiceflow.streaming.speakers import Event, Segment, TurnTracker
+from voiceflow.streaming.events import Event, Segment
+from voiceflow.streaming.speakers import TurnTracker
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES, lookahead_steps, samples_to_seconds
 from voiceflow.turns import Turn
 

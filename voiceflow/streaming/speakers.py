@@ -5,13 +5,14 @@ Shapes: C streams there is room for, B streams with a new step, S slots.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from voiceflow.config import DecisionConfig
+from voiceflow.streaming.events import Event, Revision, Segment, Tracked
 from voiceflow.timebase import FrameGrid
 from voiceflow.turns import Turn
 
@@ -20,40 +21,6 @@ IntArray = npt.NDArray[np.int64]
 
 UPDATE_STEPS = 12
 """An open segment is told again after about so many steps (0.96 s)."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One speaker's span as told to the client; the same id with a higher rev replaces it."""
-
-    id: str
-    rev: int
-    turn: Turn
-    final: bool
-    """Whether its times are settled; its speaker may still turn out to be another one, told by a `Revision`."""
-    overlap: bool
-
-
-@dataclass(frozen=True)
-class Revision:
-    """A speaker turned out to be another one: all his segments, told again under the other's label."""
-
-    merged: str
-    into: str
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class ModelChanged:
-    """Another model goes on with the stream."""
-
-    at_s: float
-    """From here on turns are its."""
-    speakers: tuple[str, ...]
-    """Labels of those it recognised; others are new to it when they speak again."""
-
-
-Event = Segment | Revision | ModelChanged
 
 
 _COLUMNS: dict[str, tuple[type, int]] = {
@@ -166,45 +133,6 @@ class TurnTable:
     def long_enough(self, start: Any, last_end: Any) -> Any:
         """Whether spans are long enough to be turns."""
         return (last_end - start) * self.grid.frame_s + 1e-9 >= self.decision.min_on_s
-
-
-@dataclass
-class Tracked:
-    """What a tracker knows of a stream, to be carried elsewhere."""
-
-    num_steps: int
-    columns: dict[str, npt.NDArray[Any]]
-    """Of its slots, by name, shape (S,)."""
-    labels: list[str | None]
-    ids: list[str]
-    revs: list[int]
-    count: int
-    """Segments so far."""
-    num_named: int
-    num_final: Counter[str]
-    keep_s: float | None
-    final: list[Segment]
-    as_told: list[Turn]
-    spare: list[str] = field(default_factory=list)
-    """Labels to give before new ones are made."""
-
-    def copy(self, *, num_steps: int) -> "Tracked":
-        """Another one, to be changed."""
-        return replace(
-            self, num_steps=num_steps, columns={name: column.copy() for name, column in self.columns.items()}
-        )
-
-    def take_turns(self, before: "Tracked") -> None:
-        """Have told what another one has, and nothing else."""
-        self.count, self.num_named, self.num_final = before.count, before.num_named, Counter(before.num_final)
-        self.keep_s, self.final, self.as_told = before.keep_s, list(before.final), list(before.as_told)
-
-    def add_final(self, segment: Segment) -> Segment:
-        """A segment ended."""
-        self.final.append(segment)
-        self.as_told.append(segment.turn)
-        self.num_final[segment.turn.speaker] += 1
-        return segment
 
 
 class TurnTracker:
