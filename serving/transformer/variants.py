@@ -24,7 +24,7 @@ from voiceflow.timebase import samples_to_seconds
 logger = logging.getLogger("voiceflow.variants")
 LOOK_S = 1.0
 """How often the split is read."""
-LOAD_AGAIN_S = 30.0
+LOAD_AGAIN_S = 8.0
 """So long after a model could not be loaded it is tried again."""
 MAX_LATE_S, MAX_LATE_TIMES = 1.0, 4.0
 """A challenger is down whose answers are so late, and so many times as late as the champion's."""

@@ -7,6 +7,8 @@ from voiceflow.errors import ConfigError, PlatformError
 from voiceflow.stages.rollout import Seen, Window
 
 TIMEOUT_S = 10.0
+DOWN_S = 20.0
+"""So long a server has to have no use of the challenger."""
 MIN_SCRAPES = 2
 """In a look; fewer say nothing of what came in it."""
 MIN_COMPARED_S, MAX_COMPARED_S = 10.0, 300.0
@@ -80,7 +82,11 @@ class Prometheus:
         return min(1.0, different_s / compared_s)
 
     def _is_down(self) -> bool:
-        return self._by_variant("voiceflow_variant_up{}", by="min").get("challenger", 1.0) < 1.0
+        # A server that could not load it tries again meanwhile.
+        return (
+            self._by_variant(f"max_over_time(voiceflow_variant_up{{}}[{DOWN_S:g}s])", by="min").get("challenger", 1.0)
+            < 1.0
+        )
 
     def _increase(self, name: str, span: str) -> dict[str, float]:
         return self._by_variant(f"increase({name}{{}}{span})")

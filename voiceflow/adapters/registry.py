@@ -4,7 +4,6 @@ import contextlib
 import getpass
 import json
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -103,10 +102,12 @@ class MlflowRegistry:
         with asking():
             folder = home() / "cache" / "models" / f"{MODEL_NAME}-{version}-{self._created(version)}"
             if not (folder / MODEL_FILE).is_file():
-                with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as partial:
-                    mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=partial)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    shutil.copytree(partial, folder)
+                with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
+                    partial = Path(scratch) / "files"
+                    mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=str(partial))
+                    # Of several processes that fetch it at once, one puts it there.
+                    with contextlib.suppress(OSError):
+                        partial.rename(folder)
         return folder
 
     def download_run(self, run_id: str) -> Path:
