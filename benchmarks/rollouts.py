@@ -201,7 +201,7 @@ class Stage:
         outcome = Outcome(kind)
         began_s = time.monotonic()
         while time.monotonic() - began_s < STUCK_S:
-            process = self._controller()
+            process = self.controller()
             assert process.stdout is not None
             for line in process.stdout:
                 look = json.loads(line)
@@ -232,7 +232,8 @@ class Stage:
         ]
         return outcome
 
-    def _controller(self) -> "subprocess.Popen[str]":
+    def controller(self) -> "subprocess.Popen[str]":
+        """Start one."""
         command = [sys.executable, "-m", "voiceflow.cli", "rollout", "--json", "--split", str(self.split)]
         command += ["--prometheus", self.prometheus, "--params", str(self.folder / "params.yaml")]
         env = os.environ | self.env

@@ -6,6 +6,7 @@ import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -133,7 +134,8 @@ class Conversation:
         found = cls(id_, variants.open(variant, settings), variants, owner=owner, ack=ack)
         shadow = variants.shadow_of(id_) if variant is variants.champion and not settings.enrolled else None
         if shadow is not None:
-            found.shadow = Shadow(shadow.engine.open(settings, keep_s=SHADOW_TURNS_S))
+            with suppress(StreamError):  # what the champion serves the challenger may not: nothing to compare then
+                found.shadow = Shadow(shadow.engine.open(settings, keep_s=SHADOW_TURNS_S))
         return found
 
     @property
@@ -258,9 +260,14 @@ class Conversation:
 
         Args:
             recent: Whether audio that another model would hear again goes along.
+
+        Raises:
+            StreamError: `no_resume`: it ended meanwhile.
         """
-        while self.stream.engine.is_between(self.stream):
+        while self.stream.engine.holds(self.stream) and self.stream.engine.is_between(self.stream):
             await asyncio.sleep(0.001)
+        if not self.stream.engine.holds(self.stream):
+            raise StreamError("no_resume", "the stream ended meanwhile")
         lane = self.stream.engine.save(self.stream, turns_s=SAVED_TURNS_S, recent=recent)
         saved: bytes = msgpack.packb(
             {
@@ -289,7 +296,7 @@ class Conversation:
             StreamError: See `Lanes.restore`.
         """
         plain: dict[str, Any] = msgpack.unpackb(saved)
-        stream = await variants.restore(plain.pop("lane"), plain.pop("key"))
+        stream = await variants.restore(plain.pop("lane"), plain.pop("key", ""))
         plain["packets"] = deque(plain["packets"])
         plain["recent"] = deque(((seq, message) for seq, message in plain["recent"]), maxlen=RECENT_MESSAGES)
         return cls(stream=stream, variants=variants, **plain)

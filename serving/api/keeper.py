@@ -88,6 +88,9 @@ class Keeper:
         found = self.kept.get(session_id) or await self._fetch(session_id, owner)
         if found.owner != owner:
             raise StreamError("not_authorised", "the stream was opened with another key")
+        if found.stream.failure is not None:
+            self.forget(found)
+            raise StreamError("no_resume", "the stream failed while its client was gone; open another")
         if found.listener is not None:
             found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
         found.resume()
@@ -197,7 +200,10 @@ class Keeper:
             return None
         if found.listener is not None:
             found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
-        saved = await found.save(recent=True)
+        try:
+            saved = await found.save(recent=True)
+        except StreamError:  # it ended meanwhile
+            return None
         self.forget(found, drop=False)
         return saved
 
@@ -210,7 +216,10 @@ class Keeper:
     async def _save(self, conversation: Conversation) -> None:
         assert self.store is not None
         try:
-            saved = await conversation.save()
+            try:
+                saved = await conversation.save()
+            except StreamError:  # it is over
+                return
             is_ours = await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)
             self._claims.discard(conversation.id)
             metrics.CHECKPOINTS.inc()
@@ -235,6 +244,8 @@ class Keeper:
                     conversation.compare()
                     if conversation.listener is not None:
                         self._checkpoint(conversation)
+                    elif conversation.stream.failure is not None:
+                        self.forget(conversation)
             now_s = asyncio.get_running_loop().time()
             for session_id, alone_since_s in tuple(self._alone.items()):
                 if now_s - alone_since_s <= self.config.resume_s:

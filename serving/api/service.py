@@ -201,15 +201,21 @@ class Service:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            now_s = asyncio.get_running_loop().time()
-            for connection in tuple(self.connections):
-                connection.sweep(now_s)
-            variants = self.variants
-            variants.rest(SWEEP_S)
-            if self.fellows is not None:
-                self.fellows.tell(variants.num_streams, variants.capacity)
-            metrics.tell_capacity(variants.num_streams, variants.capacity, variants.load)
-            self._cpu_s = metrics.tell_process(self._cpu_s)
+            try:
+                self._look_after()
+            except Exception:
+                logger.exception("a sweep failed")
+
+    def _look_after(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for connection in tuple(self.connections):
+            connection.sweep(now_s)
+        variants = self.variants
+        variants.rest(SWEEP_S)
+        if self.fellows is not None:
+            self.fellows.tell(variants.num_streams, variants.capacity)
+        metrics.tell_capacity(variants.num_streams, variants.capacity, variants.load)
+        self._cpu_s = metrics.tell_process(self._cpu_s)
 
     # the end
 

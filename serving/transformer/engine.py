@@ -207,6 +207,10 @@ class Engine:
         """See `Lanes.save`; for a stream that is not `is_between`."""
         return self._lanes.save(stream.session, turns_s=turns_s, recent=recent)
 
+    def holds(self, stream: Stream) -> bool:
+        """Whether it has not left."""
+        return self._streams.get(stream.session.row) is stream
+
     def is_between(self, stream: Stream) -> bool:
         """Whether scores are awaited for it, or it hears again what another model heard."""
         return bool(self._lanes.asked_C[stream.session.row]) or stream.session.handover is not None
@@ -248,7 +252,7 @@ class Engine:
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
-        if self._streams.get(stream.session.row) is stream:
+        if self.holds(stream):
             del self._streams[stream.session.row]
             self._aside.discard(stream.session.row)
             self._lanes.leave(stream.session)

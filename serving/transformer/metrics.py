@@ -49,6 +49,7 @@ _LOST = Counter("voiceflow_lost_streams_total", "Streams that a model lost in a 
 IS_UP = Gauge(
     "voiceflow_variant_up", "Whether a variant can answer in every process.", ["variant"], multiprocess_mode="livemin"
 )
+_HELD = Gauge("voiceflow_models_held", "Processes that hold a model.", _MODEL, multiprocess_mode="livesum")
 _SHADOWED = Gauge("voiceflow_shadowed_streams", "Streams that a model hears only.", _MODEL, multiprocess_mode="livesum")
 _COMPARED = Counter("voiceflow_shadow_speech_seconds_total", "Speech by the champion that both models heard.", _MODEL)
 _DIFFERENT = Counter(
@@ -80,12 +81,14 @@ class ModelMetrics:
         self.lost = _LOST.labels(version, variant)
         self.changed = _CHANGED.labels(version, variant)
         self.shadowed = _SHADOWED.labels(version, variant)
+        self.held = _HELD.labels(version, variant)
+        self.held.set(1)
         self.compared = _COMPARED.labels(version, variant)
         self.different = _DIFFERENT.labels(version, variant)
 
     def end(self) -> None:
         """The model is not in this role any more."""
-        for gauge in (self.streams, self.shadowed):
+        for gauge in (self.streams, self.shadowed, self.held):
             gauge.set(0)
 
 

@@ -27,7 +27,9 @@ LOOK_S = 1.0
 LOAD_AGAIN_S = 8.0
 """So long after a model could not be loaded it is tried again."""
 MAX_LATE_S, MAX_LATE_TIMES = 1.0, 4.0
-"""A challenger is down whose answers are so late, and so many times as late as the champion's."""
+"""A challenger is down whose answers are so late, and so many times as late as the champion's,"""
+SLOW_FOR_S = 3.0
+"""for so long."""
 SHADOW_LOAD = 0.8
 """Share of `max_load` beyond which no more streams are shadowed: real ones come first."""
 
@@ -50,11 +52,14 @@ class Variant:
     file: StepModel | None = None
     """The model, where it is in this process."""
 
+    late_for_s: float = 0.0
+    """So long its answers have been much too late."""
     is_slow: bool = False
     """Whether its answers were much too late once."""
 
     def __post_init__(self) -> None:
-        self.engine.is_beside = self.role == "challenger"
+        if self.role in ("champion", "challenger"):  # a slow one that lost its role goes on beside the others
+            self.engine.is_beside = self.role == "challenger"
         self.since_s = time.monotonic()
         """When it took its role."""
 
@@ -76,7 +81,7 @@ class Variant:
             self.role = role
             self.engine.metrics = ModelMetrics(self.engine.metadata.version, role)
             self.engine.failed_s.clear()
-            self.is_slow = False
+            self.is_slow, self.late_for_s = False, 0.0
             self.__post_init__()
 
 
@@ -229,7 +234,9 @@ class Variants:
         challenger = self.challenger
         if challenger is not None:
             late_s = challenger.engine.late_s
-            if late_s > MAX_LATE_S and late_s > MAX_LATE_TIMES * self.champion.engine.late_s and not challenger.is_slow:
+            is_late = late_s > MAX_LATE_S and late_s > MAX_LATE_TIMES * self.champion.engine.late_s
+            challenger.late_for_s = challenger.late_for_s + passed_s if is_late else 0.0
+            if challenger.late_for_s > SLOW_FOR_S and not challenger.is_slow:
                 challenger.is_slow = True
                 logger.error("the challenger's answers come %.1f s late; it gets no more streams", late_s)
             if not challenger.is_up:
@@ -237,7 +244,7 @@ class Variants:
         for variant in tuple(self.others):
             if variant.role == "withdrawn":
                 self._empty(variant)
-            if not variant.engine.streams:
+            if not variant.engine.streams and not self._lock.locked():  # else it may be about to get a role
                 self.others.remove(variant)
                 variant.engine.metrics.end()
                 variant.engine.stop()
@@ -263,7 +270,10 @@ class Variants:
     async def watch(self) -> None:
         """Read the split and act on it until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # servers go on with the models that they have
+                logger.exception("a split could not be acted on")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
@@ -287,7 +297,8 @@ class Variants:
 
     async def _act(self, split: Split) -> None:
         self._failed.clear()
-        IS_UP.labels("challenger").set(1)  # what the one before was is not this one's
+        if self._split is None or split.challenger != self._split.challenger:
+            IS_UP.labels("challenger").set(1)  # what the one before was is not this one's
         wanted = {"champion": split.champion}
         if split.challenger is not None:
             wanted["challenger"] = split.challenger
@@ -304,9 +315,9 @@ class Variants:
             variant.become("champion" if variant is champion else "challenger" if variant is challenger else role)
         self.champion, self.challenger = champion, challenger if challenger is not champion else None
         self.others = [variant for variant in held if variant not in (self.champion, self.challenger)]
-        for variant in self.others:  # nobody compares what they would say of others' streams
+        for variant in self.all:
             for stream in variant.engine.streams:
-                if stream.is_shadow:
+                if stream.is_shadow and variant is not self.challenger:
                     _drop(stream)
         weight = split.weight if self.challenger is not None else 0.0
         if self._split is None or split.challenger != self._split.challenger:
@@ -348,7 +359,14 @@ class Variants:
             return True
         if variant is self.champion or stream.session.handover is not None:
             return False
-        self.take_over(stream)
+        return self._take_over_if_it_can(stream)
+
+    def _take_over_if_it_can(self, stream: Stream) -> bool:
+        try:
+            self.take_over(stream)
+        except StreamError:
+            logger.exception("the champion cannot go on with a stream")
+            return False
         return True
 
     def _empty(self, variant: Variant) -> None:
@@ -362,7 +380,7 @@ class Variants:
             elif lane.recent is None:
                 lane.keep_recent(replay_s)
             elif lane.handover is None and (is_over_due or lane.recent_s >= min(replay_s, lane.answered_s)):
-                self.take_over(stream)
+                self._take_over_if_it_can(stream)
 
 
 def _drop(stream: Stream) -> None:

@@ -76,12 +76,11 @@ def test_one_controller_at_a_time_and_what_it_does_is_undone_by_hand(stage):
     assert refused.returncode == 1
     assert "one at a time" in refused.stderr
     journal.release()
-    process = stage._controller()
+    process = stage.controller()
     assert process.stdout is not None
     process.stdout.readline()
-    process.kill()
-    process.wait()
-    done = rollout(stage, "--abort", "--json")
+    done = rollout(stage, "--abort")  # it lives, and is told
+    assert process.wait(timeout=30) == 1
     assert done.returncode == 0, done.stderr
     told = json.loads(rollout(stage, "--status", "--json").stdout)
     assert told["status"] == "rolled_back"

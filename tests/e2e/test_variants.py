@@ -20,6 +20,7 @@ from voiceflow.errors import ConfigError
 from voiceflow.split import Served, Split, share_of
 
 pytestmark = pytest.mark.e2e
+ROLES = ("champion", "challenger", "previous", "withdrawn")
 SHADOW_METRICS = ("voiceflow_shadow_error_seconds_total", "voiceflow_shadow_speech_seconds_total")
 
 
@@ -202,12 +203,16 @@ def test_what_a_shadow_says_is_compared_and_never_sent(rollout, served, model, t
 
 def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_streams_end(rollout, served, model, talk):
     good, before = served["good"], rollout.champion
-    rollout.split(challenger=good, weight=0.0)
+    rollout.split(challenger=good, weight=0.0, shadow=1.0)
 
     async def run():
         async with paced(rollout.port, talk, 4) as tasks:
             await asyncio.to_thread(rollout.split, champion=good)
             assert [row["variant"] for row in rollout.model()["variants"]][:2] == ["champion", "previous"]
+            # What it heard as a shadow is over.
+            assert {
+                variant: rollout.metric("voiceflow_shadowed_streams", variant) for variant in ROLES
+            } == dict.fromkeys(ROLES, 0.0)
             client, _ = await follow(rollout.port, talk[:32_000])
             assert client.started["model"]["version"] == "9.0.0+good"
             assert client.started["model"]["variant"] == "champion"

@@ -274,3 +274,15 @@ def test_turns_are_turns(model, talk):
         lanes.scatter(*model.step(*batch))
     assert lane.turns
     assert all(isinstance(turn, Turn) for turn in lane.turns)
+
+
+def test_a_lane_that_left_takes_no_more_audio_and_its_row_is_not_touched(model, talk):
+    lanes = Lanes(model.metadata, capacity=1)
+    gone = lanes.open(StreamSettings("pcm_f32le"))
+    lanes.leave(gone)
+    other = lanes.open(StreamSettings("pcm_f32le"))
+    assert other.row == gone.row
+    with pytest.raises(StreamError, match="has left"):
+        gone.receive_samples(talk[:16_000])
+    assert other.waiting_s == 0.0
+    assert lanes.gather(max_batch=4) is None

@@ -37,14 +37,15 @@ class Prometheus:
         """
         span = f"[{seconds:g}s]"
         open_streams = self._by_variant(f"avg_over_time(voiceflow_active_streams{{}}{span})")
-        if "challenger" not in open_streams and not self._is_down():
+        is_down = self._is_down()
+        if not is_down and not self._by_variant("voiceflow_models_held{}").get("challenger"):
             return None
         scrapes = self._by_variant(f"count_over_time(voiceflow_active_streams{{}}{span})", by="min")
         if min(scrapes.values(), default=0.0) < MIN_SCRAPES:
             raise PlatformError(
                 f"{self.url} scrapes too rarely: expected {MIN_SCRAPES} times or more in rollout.look_s = {seconds:g} s"
             )
-        bound = f"{late_ms / 1000.0:g}"
+        bound = str(late_ms / 1000.0)
         in_time = self._by_variant(f'increase(voiceflow_emission_latency_seconds_bucket{{le="{bound}"}}{span})')
         if not in_time:
             raise ConfigError(
@@ -62,11 +63,12 @@ class Prometheus:
             return Seen(
                 streams=held,
                 errors=lost.get(variant, 0.0) / held if held else 0.0,
-                late=1.0 - in_time.get(variant, 0.0) / told if told else 0.0,
+                # Audio without any answer is as late as can be.
+                late=1.0 - in_time.get(variant, 0.0) / told if told else float(minutes > 0.0),
                 flips_per_minute=flips.get(variant, 0.0) / minutes if minutes else 0.0,
             )
 
-        return Window(seen("champion"), seen("challenger"), self._cross_der(seconds), is_down=self._is_down())
+        return Window(seen("champion"), seen("challenger"), self._cross_der(seconds), is_down=is_down)
 
     def _cross_der(self, seconds: float) -> float | None:
         """Over what was compared since it was told last; None until that is enough."""

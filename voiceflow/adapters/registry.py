@@ -105,9 +105,12 @@ class MlflowRegistry:
                 with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
                     partial = Path(scratch) / "files"
                     mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=str(partial))
-                    # Of several processes that fetch it at once, one puts it there.
-                    with contextlib.suppress(OSError):
+                    try:
                         partial.rename(folder)
+                    except OSError:
+                        # Of several processes that fetch it at once, another one has put it there.
+                        if not (folder / MODEL_FILE).is_file():
+                            raise
         return folder
 
     def download_run(self, run_id: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from voiceflow.cli.console import emit_json, err, error, out
 from voiceflow.cli.registry import MANIFESTS, Apply, Commit, Environments, Manifests, Push, deployment_of, hand_on, who
 from voiceflow.config import RolloutConfig, load_params
 
+CALL_OFF_S = 30.0
+"""So long, and two looks, another controller has to end a rollout that was called off."""
 WATCH_S = 30.0
 """How often `--watch` asks whether there is a challenger."""
 
@@ -28,6 +31,10 @@ def rollout(
     selector: Annotated[
         str, typer.Option(help='Which series are of these servers, as in PromQL: namespace="voiceflow-production".')
     ] = "",
+    look: Annotated[
+        float | None,
+        typer.Option(help="Seconds between two looks, else rollout.look_s; four scrapes or more.", min=0.1),
+    ] = None,
     bandit: Annotated[
         bool, typer.Option("--bandit", help="Shares by Thompson sampling instead of fixed steps.")
     ] = False,
@@ -65,6 +72,8 @@ def rollout(
     if not split:
         raise ConfigError("expected --split, the file or redis:// address that servers read (`serve --split`)")
     config = load_params(params).rollout
+    if look is not None:
+        config = config.model_copy(update={"look_s": look})
     notes = notes_at(split)
     journal = NotesJournal(notes, stale_s=max(60.0, 6.0 * config.look_s))
     if status:
@@ -83,6 +92,7 @@ def rollout(
             challenger,
             prometheus=(prometheus, selector),
             uris=(champion_uri, challenger_uri),
+            hand_on=lambda: hand_on(deployment, push=push, apply=apply),
             bandit=bandit,
             resume=resume,
             again=again,
@@ -93,9 +103,10 @@ def rollout(
     while watch:
         try:
             known, challenger = journal.read(), registry.version_of("challenger")
-            is_done = known is not None and known.challenger == challenger and (known.is_settled or known.is_held)
-            if challenger and not is_done and run(challenger).status == "promoted":
-                hand_on(deployment, push=push, apply=apply)
+            if known is not None and not (known.is_settled or known.is_held):
+                run(known.challenger)  # also where its alias has moved on already
+            elif challenger and (known is None or known.challenger != challenger):
+                run(challenger)
         except VoiceflowError as problem:  # somebody else rolls out, or something is away for a while
             error(problem)
         time.sleep(WATCH_S)
@@ -105,8 +116,6 @@ def rollout(
     if challenger is None:
         raise ConfigError("there is no challenger to roll out; `voiceflow promote` makes one, see `voiceflow history`")
     ended = run(challenger)
-    if ended.status == "promoted":
-        hand_on(deployment, push=push, apply=apply)
     if ended.status != "promoted" and not abort:
         raise typer.Exit(1)
 
@@ -121,6 +130,7 @@ def _run(
     *,
     prometheus: tuple[str, str],
     uris: tuple[str | None, str | None],
+    hand_on: Callable[[], None],
     bandit: bool,
     resume: bool,
     again: bool,
@@ -132,45 +142,74 @@ def _run(
     from voiceflow.errors import ConfigError
     from voiceflow.stages.rollout import roll_back, roll_out
 
-    journal.claim()
     known = journal.read()
-    is_known = known is not None and known.challenger == challenger and not known.is_settled
-    champion = known.champion if is_known else registry.version_of("champion")
-    if champion is None:
-        raise ConfigError("there is no champion to compare with; `voiceflow promote` makes the first one")
-    if champion == challenger:
-        raise ConfigError(f"version {challenger} is the champion already")
-    url, selector = prometheus
-    traffic = LiveTraffic(
-        notes,
-        Prometheus(url, selector=selector),
-        registry,
-        config,
-        champion=served_version(registry, champion, uri=uris[0]),
-        challenger=served_version(registry, challenger, uri=uris[1]),
-        by=who(),
-        deployment=deployment,
-    )
-    if abort:
-        if not is_known:
-            raise ConfigError("there is no rollout under way to abort; see --status")
-        ended = roll_back(journal, traffic, known, f"aborted by {who()}")
-    else:
-        ended = roll_out(
-            config,
+    if abort and journal.other:
+        return _call_off(journal, config)
+    journal.claim()
+    try:
+        is_known = known is not None and known.challenger == challenger and not known.is_settled
+        champion = known.champion if is_known else registry.version_of("champion")
+        if champion is None:
+            raise ConfigError("there is no champion to compare with; `voiceflow promote` makes the first one")
+        if champion == challenger:
+            raise ConfigError(f"version {challenger} is the champion already")
+        url, selector = prometheus
+        ends = [served_version(registry, *pair) for pair in zip((champion, challenger), uris, strict=True)]
+        if ends[0].key == ends[1].key:
+            raise ConfigError(f"versions {champion} and {challenger} are the same file: there is nothing to compare")
+        traffic = LiveTraffic(
+            notes,
             journal,
-            traffic,
-            champion=champion,
-            challenger=challenger,
-            policy="bandit" if bandit else "steps",
-            resume=resume,
-            again=again,
-            tell=lambda now: _tell(now, config, json_=json_),
+            Prometheus(url, selector=selector),
+            registry,
+            config,
+            champion=ends[0],
+            challenger=ends[1],
+            by=who(),
+            deployment=deployment,
+            hand_on=hand_on,
         )
-    journal.release()
+        if not abort:
+            ended = roll_out(
+                config,
+                journal,
+                traffic,
+                champion=champion,
+                challenger=challenger,
+                policy="bandit" if bandit else "steps",
+                resume=resume,
+                again=again,
+                tell=lambda now: _tell(now, config, json_=json_),
+            )
+        elif not is_known:
+            raise ConfigError("there is no rollout under way to abort; see --status")
+        elif known.status == "promoted":
+            raise ConfigError(
+                "it is promoted already: `voiceflow rollout` finishes that, `voiceflow rollback` undoes it"
+            )
+        else:
+            ended = roll_back(journal, traffic, known, f"aborted by {who()}")
+    finally:
+        journal.release()
     if not json_:
         out.print(f"version {challenger}: {ended.status.replace('_', ' ')}: {ended.why}", markup=False, soft_wrap=True)
     return ended
+
+
+def _call_off(journal: Any, config: RolloutConfig) -> Any:
+    """Let the controller that is at it take all streams back; how it ended."""
+    from voiceflow.errors import PlatformError
+
+    known = journal.read()
+    journal.call_off(known.challenger, f"aborted by {who()}")
+    deadline_s = time.monotonic() + CALL_OFF_S + 2.0 * config.look_s
+    while time.monotonic() < deadline_s:
+        time.sleep(1.0)
+        known = journal.read()
+        if known.is_settled:
+            out.print(f"version {known.challenger}: {known.status.replace('_', ' ')}: {known.why}", soft_wrap=True)
+            return known
+    raise PlatformError(f"{journal.other} was told to take all streams back and has not done so yet; see --status")
 
 
 def _tell(now: Any, config: RolloutConfig, *, json_: bool) -> None:

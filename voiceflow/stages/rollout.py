@@ -286,6 +286,10 @@ class Traffic(Protocol):
         """What came since it was asked last; waits for `look_s`."""
         ...
 
+    def called_off(self) -> str:
+        """Why it must end at once: somebody wants it so, or there is another champion; else nothing."""
+        ...
+
     def end(self, rollout: Rollout) -> None:
         """It has ended: the challenger is champion now, or its streams go back to the champion. Again does nothing."""
         ...
@@ -327,8 +331,13 @@ def roll_out(
     rollout = known if known is not None and same else Rollout(champion=champion, challenger=challenger, policy=policy)
     journal.write(rollout)
     while rollout.status == "running":
+        if why := traffic.called_off():
+            return roll_back(journal, traffic, rollout, why)
         traffic.give(rollout.weight(config))
-        rollout = look(rollout, traffic.see(), config)
+        window = traffic.see()
+        if why := traffic.called_off():
+            return roll_back(journal, traffic, rollout, why)
+        rollout = look(rollout, window, config)
         # First written, then done: whoever goes on after a crash does it again, to the same end.
         journal.write(rollout)
         tell(rollout)

@@ -88,6 +88,8 @@ class Lane(Session):
         self._count(len(samples_N))
 
     def _count(self, num_samples: int) -> None:
+        if not self.lanes.holds(self):  # its row may be another stream's by now
+            raise StreamError("closed", "expected no audio of a stream that has left")
         self._num_samples += num_samples
         self.lanes.waiting_C[self.row] = len(self._audio) // self.width // STEP_SAMPLES
 
@@ -194,7 +196,7 @@ class Lane(Session):
             self._flush = Flush(np.frombuffer(state, np.float32), remaining)
         self._flush_wanted, self._closing, self._keep_labels = plain["flags"]
         self._tracker.from_plain(plain["tracker"])
-        if plain["recent"] is not None:
+        if plain.get("recent") is not None:
             length, pieces = plain["recent"]
             self.recent = deque(pieces, maxlen=length)
         if self.has_work:

@@ -113,7 +113,9 @@ class Lanes:
     def take_over(self, carried: Carried) -> Lane:
         """A stream that another model has brought so far: what it heard last is heard again, in the next steps; then
         the stream goes on where it was, with a `ModelChanged`."""
-        lane = self.open(replace(carried.settings, enrolled=()))
+        wanted = carried.settings.max_speakers
+        at_most = None if wanted is None else min(wanted, self.metadata.num_slots)
+        lane = self.open(replace(carried.settings, enrolled=(), max_speakers=at_most))
         self._handing_over[lane.row] = lane
         lane.go_on_from(carried)
         return lane
@@ -185,7 +187,7 @@ class Lanes:
             return Carried(
                 _settings(plain, self.metadata.embedding_dims),
                 tracked,
-                lane["recent"][1] if lane["recent"] else [],
+                lane["recent"][1] if lane.get("recent") else [],
                 lane["audio"],
                 lane["num_samples"],
                 lane["partial"],
@@ -210,9 +212,13 @@ class Lanes:
             **self._features.columns,
         }
 
+    def holds(self, lane: Lane) -> bool:
+        """Whether it has not left."""
+        return self._lanes.get(lane.row) is lane
+
     def leave(self, lane: Lane) -> None:
         """Forget a stream."""
-        if self._lanes.get(lane.row) is not lane:
+        if not self.holds(lane):
             return
         del self._lanes[lane.row]
         self.ending.pop(lane.row, None)

@@ -235,7 +235,7 @@ class TurnTracker:
         self._labels, self._ids, self._revs = (list(values) for values in plain["slots"])
         self._count, self._num_named, num_final = plain["counts"]
         self._num_final = Counter(num_final)
-        self._spare = list(plain["spare"])
+        self._spare = list(plain.get("spare", ()))
         self.keep_s = plain["keep_s"]
         self.final = [
             Segment(name, rev, Turn(*turn), final, overlap) for name, rev, final, overlap, *turn in plain["final"]

@@ -13,7 +13,7 @@ class Simulated:
         self.bad = {"late": late, "errors": errors, "flips": flips, "cross_der": cross_der}
         self.rng = np.random.default_rng(seed)
         self.weights, self.looks, self.ends, self.die_at = [], 0, [], die_at
-        self.champion_late = 0.02
+        self.champion_late, self.called_off_at = 0.02, None
 
     def give(self, weight):
         self.weights.append(weight)
@@ -37,6 +37,9 @@ class Simulated:
         if self.weights[-1] == 1.0:  # hardly anybody has the champion, and nobody's audio goes to both
             return Window(Seen(0.5, 0.0, 1.0, 600.0), challenger, None)
         return Window(champion, challenger, share(self.bad["cross_der"] + noise[0]))
+
+    def called_off(self):
+        return "somebody called it off" if self.looks == self.called_off_at else ""
 
     def end(self, rollout):
         self.ends.append(rollout.status)
@@ -166,6 +169,14 @@ def test_a_crash_at_the_end_is_made_good_and_the_end_is_not_done_twice(params):
     assert run(params, traffic, journal).status == "promoted"
     assert run(params, traffic, journal).is_settled
     assert traffic.ends == ["promoted"]
+
+
+def test_one_that_is_called_off_ends_at_once(params):
+    traffic = Simulated()
+    traffic.called_off_at = 7
+    ended = run(params, traffic)
+    assert (ended.status, ended.why, traffic.looks) == ("rolled_back", "somebody called it off", 7)
+    assert traffic.ends == ["rolled_back"]
 
 
 def test_the_bandit_finds_the_better_one_and_takes_back_the_worse(params):
