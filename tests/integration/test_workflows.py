@@ -83,3 +83,20 @@ def test_compose_and_manifests_name_the_same_images():
         name, tag = image.split(":")
         assert f"{{name: {name}, newTag: {tag}}}" in placed
     assert all(":" in image and not image.endswith(":latest") for image in images)
+
+
+DOCS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_the_commands_of_a_page_exist(path):
+    """Each `voiceflow` command in a block of code is one, and has those flags."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+    for line in re.findall(r"^voiceflow (.+)$", "\n".join(blocks), flags=re.M):
+        words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
+        command = get_command(app)
+        while words and hasattr(command, "commands") and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        assert command is not get_command(app), line
+        flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= flags | {"--help"}, line
