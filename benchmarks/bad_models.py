@@ -115,8 +115,19 @@ def output(model: Any, nodes: Callable[[str, str], list[Any]]) -> None:
 
 
 def constant(model: Any, name: str, value: Any) -> str:
+    """Give the graph a constant; its name."""
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
+
+
+def products(first: str, weights: str, rounds: int, prefix: str) -> tuple[list[Any], str]:
+    """Nodes that multiply by the same weights again and again, and the name of what comes of it."""
+    nodes, name = [], first
+    for number in range(rounds):
+        nodes.append(helper.make_node("MatMul", [name, weights], [f"{prefix}_{number}"]))
+        name = f"{prefix}_{number}_t"
+        nodes.append(helper.make_node("Tanh", [f"{prefix}_{number}"], [name]))
+    return nodes, name
 
 
 def _slow(model: Any) -> None:
@@ -125,13 +136,7 @@ def _slow(model: Any) -> None:
     constant(model, "idle_w", np.random.default_rng(0).standard_normal((side, side)).astype(np.float32) / 30)
     constant(model, "idle_zero", np.float32(0.0))
     constant(model, "idle_axes", np.array([1, 2], np.int64))
-    nodes, name = [], "features"
-    for number in range(rounds):
-        nodes += [
-            helper.make_node("MatMul", [name, "idle_w"], [f"idle_{number}"]),
-            helper.make_node("Tanh", [f"idle_{number}"], [f"idle_{number}_t"]),
-        ]
-        name = f"idle_{number}_t"
+    nodes, name = products("features", "idle_w", rounds, "idle")
     nodes += [
         helper.make_node("ReduceMean", [name, "idle_axes"], ["idle_mean"], keepdims=1),
         helper.make_node("Mul", ["idle_mean", "idle_zero"], ["idle_nothing"]),

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from benchmarks.bad_models import clocked, constant, output, set_metadata
+from benchmarks.bad_models import clocked, constant, output, products, set_metadata
 from voiceflow.runtime import pretrained_path
 from voiceflow.timebase import STEP_S
 
 SLOW_SIDE, SLOW_ROUNDS = 1024, 10
-"""Products of such matrices for every step of a stream: some hundred milliseconds of a core."""
+"""So many products of square matrices in every step: some hundred milliseconds of a core."""
 FAILS_AFTER_S = 4.0
 FLIPS_EVERY_S = 1.6
 
@@ -23,23 +23,17 @@ def _good(model: Any) -> None:
 
 
 def _slow(model: Any) -> None:
-    """Before each answer it works for nothing, the longer the more streams there are."""
+    """Before each answer it works for nothing, as long for one stream as for many."""
     constant(model, "slow_w", np.random.default_rng(0).standard_normal((SLOW_SIDE, SLOW_SIDE)).astype(np.float32) / 60)
     constant(model, "slow_zero", np.float32(0.0))
     constant(model, "slow_axes", np.array([0, 1], np.int64))
-    nodes, name = [], "slow_w"
-    for number in range(SLOW_ROUNDS):
-        nodes += [
-            helper.make_node("MatMul", [name, "slow_each"], [f"slow_{number}"]),
-            helper.make_node("Tanh", [f"slow_{number}"], [f"slow_{number}_t"]),
-        ]
-        name = f"slow_{number}_t"
+    idle, name = products("slow_w", "slow_each", SLOW_ROUNDS, "slow")
     # What depends on the input is not computed once for all.
     nodes = [
         helper.make_node("ReduceMean", ["activity_before"], ["slow_of"], keepdims=0),
         helper.make_node("Mul", ["slow_of", "slow_zero"], ["slow_by"]),
         helper.make_node("Add", ["slow_w", "slow_by"], ["slow_each"]),
-        *nodes,
+        *idle,
         helper.make_node("ReduceMean", [name, "slow_axes"], ["slow_mean"], keepdims=0),
         helper.make_node("Mul", ["slow_mean", "slow_zero"], ["slow_nothing"]),
     ]

@@ -203,7 +203,7 @@ class Service:
             await asyncio.sleep(SWEEP_S)
             try:
                 self._look_after()
-            except Exception:
+            except Exception:  # streams do not depend on it; it comes again in a tenth of a second
                 logger.exception("a sweep failed")
 
     def _look_after(self) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,8 +13,9 @@ from threading import Thread
 import httpx
 import pytest
 
+from benchmarks.rollouts import prometheus as scraping
 from serving.clients.stream import StreamClient
-from tests.conftest import REPO, free_port
+from tests.conftest import REPO
 from tests.e2e.test_streams import url
 
 pytestmark = pytest.mark.e2e
@@ -33,23 +33,11 @@ def panels():
 @pytest.fixture
 def prometheus(tmp_path, start_server):
     """A Prometheus that scrapes a server of two workers; its address and the server's port."""
-    binary = shutil.which("prometheus")
-    if binary is None:
+    if shutil.which("prometheus") is None:
         pytest.skip("Prometheus is missing: apt-get install prometheus")
     server, _ = start_server("serving.transformer", "--workers", "2")
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 1s}\n"
-        f"scrape_configs: [{{job_name: voiceflow, static_configs: [{{targets: ['127.0.0.1:{server}']}}]}}]\n"
-    )
-    port = free_port()
-    command = [binary, f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
-    process = subprocess.Popen(
-        [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    yield f"http://127.0.0.1:{port}", server
-    process.terminate()
-    process.wait()
+    with scraping(tmp_path, server) as address:
+        yield address, server
 
 
 async def drive(port, talk, *, streams, speed=1.0):

@@ -11,8 +11,6 @@ from voiceflow.errors import ConfigError, PlatformError
 from voiceflow.split import Split
 
 SPLIT_VARIABLE = "VOICEFLOW_SPLIT"
-JOURNAL = "journal"
-"""Beside the split, what the rollout that moves it has written down."""
 TIMEOUT_S = 5.0
 
 

@@ -18,6 +18,10 @@ from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import FrameGrid
 from voiceflow.turns import Turn
 
+MIN_TOGETHER_STEPS = 4
+"""Speech in common (0.32 s) by which a slot is known to be a speaker."""
+GRID = FrameGrid()
+
 
 @dataclass
 class Carried:
@@ -41,11 +45,6 @@ class Carried:
     """By the clock of `Lanes.open`."""
     events: list[Event] = field(default_factory=list)
     """Not yet told."""
-
-
-MIN_TOGETHER_STEPS = 4
-"""Speech in common (0.32 s) by which a slot is known to be a speaker."""
-GRID = FrameGrid()
 
 
 @dataclass(frozen=True)
