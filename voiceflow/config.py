@@ -130,6 +130,32 @@ class ValidateConfig(Section):
     """Least level of labelled over unlabelled audio, in dB, for labels that agree with the energy."""
     min_speakers: dict[str, int]
     """Least number of distinct speakers in each split."""
+    max_clip_runs_per_minute: float = Field(ge=0)
+    """Runs of three or more samples at a recording's largest value: clipped, and perhaps made quieter since."""
+    max_dropout_s: float = Field(ge=0)
+    """Exact digital silence inside turns."""
+    min_bandwidth_share: float = Field(gt=0, lt=1)
+    """A spectrum that ends like a wall below this share of half the rate was recorded at a lower rate."""
+    max_hole_share: float = Field(gt=0, lt=1)
+    """Share of the spectrum of loud frames that a codec has left out."""
+    max_codec_edge_db: float = Field(gt=0)
+    """Height of a wall above `min_bandwidth_share`, such as encoders put there."""
+    max_label_drift_s: float = Field(gt=0)
+    """Most that turns may be away from their audio, at the start or at the end."""
+    min_label_lag_gain: float = Field(gt=0, lt=1)
+    """Turns moved so must fit the levels so much better (difference of correlations) to be believed."""
+    max_own_overlap_s: float = Field(ge=0)
+    """Most that two turns of one speaker may overlap in real recordings; in made ones they never do."""
+    max_copy_share: float = Field(gt=0, le=1)
+    """Share of the shorter of two recordings that may be the same sound."""
+    min_voice_score: float = Field(gt=0)
+    """Two names are told to be one voice from so many standard deviations on, of the nearest other voices."""
+    severity: dict[str, Literal["critical", "warning", "off"]]
+    """What each rule does: refuse the data, warn, or nothing. Every rule is named."""
+    quarantine: bool
+    """Whether recordings with critical faults are kept out, and the rest goes on, rather than all being refused."""
+    num_workers: int = Field(ge=0)
+    """Processes; 0 takes all cores."""
 
 
 class TrainConfig(Section):

@@ -13,11 +13,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from voiceflow.audio import FloatArray, load_audio
+from voiceflow.checks.measure import Item
 from voiceflow.config import Section
-from voiceflow.errors import DataError
+from voiceflow.errors import DataError, VoiceflowError
+from voiceflow.simulation.acoustics import CONDITIONS, HEADSET
 from voiceflow.turns import Turn, read_rttm
 
 SPLITS = ("train", "dev", "test", "recorded")
+QUARANTINE = "quarantine.json"
+"""In the report of `validate`: recordings that are kept out, with the checks that say so."""
 
 
 class Recording(Section):
@@ -61,6 +65,34 @@ def read_recordings(folder: Path, split: str | None = None) -> list[Recording]:
         except ValidationError as err:
             raise DataError(f"{path}, line {number}: {err}") from err
     return [recording for recording in recordings if split is None or recording.split == split]
+
+
+def dataset_items(folder: Path) -> list[Item]:
+    """All recordings of a dataset as `validate` looks at them, turns that cannot be read as their error."""
+    items = []
+    for recording in read_recordings(folder):
+        turns: list[Turn] = []
+        problem = ""
+        try:
+            turns = read_turns(folder, recording)
+        except VoiceflowError as err:
+            problem = str(err)
+        items.append(
+            Item(
+                name=recording.name,
+                path=folder / recording.audio,
+                shown_path=recording.audio,
+                split=recording.split,
+                condition=recording.condition,
+                turns=tuple(turns),
+                turns_error=problem,
+                is_made=recording.split != "recorded" and recording.condition in (*CONDITIONS, HEADSET),
+                declared_rate_hz=recording.sample_rate_hz,
+                declared_speakers=tuple(recording.speakers),
+                declared_digest=recording.digest,
+            )
+        )
+    return items
 
 
 def read_turns(folder: Path, recording: Recording) -> list[Turn]:

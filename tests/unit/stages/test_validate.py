@@ -112,5 +112,7 @@ def test_labels_and_manifest_that_do_not_fit_the_audio_are_refused_but_recorded_
     assert stranger.name in faults["speakers_disagree"]
     assert set(faults["duplicate_audio"]) == {swapped.name, reencoded.name}
     assert reencoded.name in faults["digest"]
-    assert "labels_disagree" in {warning["check"] for warning in verdict["warnings"] if real.name in warning["rows"]}
+    assert "recorded_labels_disagree" in {
+        warning["check"] for warning in verdict["warnings"] if real.name in warning["rows"]
+    }
     assert all(real.name not in rows for rows in faults.values())

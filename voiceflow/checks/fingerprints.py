@@ -1,0 +1,131 @@
+"""Recordings that are the same sound, whatever their level, codec or where they were cut.
+
+Source:
+    Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, ISMIR 2002.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from voiceflow.checks.signal import FloatArray
+
+PrintArray = npt.NDArray[np.uint32]
+RATE_HZ, WINDOW, HOP = 4000, 1024, 64
+"""256 ms every 16 ms, at 4 kHz: what a telephone leaves is enough."""
+LOW_HZ, HIGH_HZ, NUM_BANDS = 300.0, 1900.0, 33
+SAMPLED = 4
+"""One of so many words is looked up: which ones, the word itself says, so that copies agree."""
+MAX_SHARED = 32
+"""A word that so many recordings have tells nothing."""
+MIN_HITS = 4
+"""Words in common at one distance in time before two recordings are compared."""
+BLOCK_S = 1.0
+MAX_BIT_ERRORS = 0.3
+"""Of a second of the same sound fewer bits differ; of unrelated ones about half."""
+
+
+class SameSound(NamedTuple):
+    """Two recordings, by index, that hold the same sound for so many seconds."""
+
+    first: int
+    second: int
+    matched_s: float
+
+
+def fingerprint(samples_N: FloatArray, rate_hz: int) -> PrintArray:
+    """One word of 32 bits for each 16 ms, shape (T,): where the energy in neighbouring bands rises and falls; 0 in
+    silence."""
+    import scipy.fft
+    import soxr
+
+    low_N = samples_N if rate_hz == RATE_HZ else soxr.resample(samples_N, rate_hz, RATE_HZ, quality="LQ")
+    num_frames = (len(low_N) - WINDOW) // HOP + 1
+    if num_frames < 2:
+        return np.zeros(0, np.uint32)
+    frames = np.lib.stride_tricks.sliding_window_view(low_N, WINDOW)[::HOP]
+    window = np.hanning(WINDOW).astype(np.float32)
+    edges = np.round(np.geomspace(LOW_HZ, HIGH_HZ, NUM_BANDS + 1) * WINDOW / RATE_HZ).astype(np.int64)
+    words = []
+    energy_TB = np.zeros((0, NUM_BANDS))
+    # In pieces, so that an hour takes no more memory than a minute.
+    for start in range(0, num_frames, 2048):
+        spectrum = scipy.fft.rfft(frames[start : start + 2048] * window, axis=1)[:, edges[0] : edges[-1]]
+        power = spectrum.real**2 + spectrum.imag**2
+        energy_TB = np.concatenate([energy_TB[-1:], np.add.reduceat(power, edges[:-1] - edges[0], axis=1)])
+        differences = np.diff(energy_TB, axis=1)
+        bits = (differences[1:] - differences[:-1]) > 0
+        packed = np.packbits(bits, axis=1, bitorder="little").view("<u4")[:, 0]
+        words.append(np.where(energy_TB[1:].sum(axis=1) > 1e-7, packed, 0).astype(np.uint32))
+    return np.concatenate(words)
+
+
+def same_sounds(prints: Sequence[PrintArray]) -> list[SameSound]:
+    """Pairs of recordings with sound in common, and how much; for `fingerprint` of each."""
+    lengths = [len(words_T) for words_T in prints]
+    words = np.concatenate([np.zeros(0, np.uint32), *prints])
+    owners = np.repeat(np.arange(len(prints), dtype=np.int32), lengths)
+    times = np.concatenate([np.zeros(0, np.int32), *(np.arange(length, dtype=np.int32) for length in lengths)])
+    # The lowest bits of a product are a poor draw; the middle ones are not.
+    kept = (words != 0) & (((words * np.uint32(2654435761)) >> np.uint32(16)) % SAMPLED == 0)
+    words, owners, times = words[kept], owners[kept], times[kept]
+    order = np.argsort(words, kind="stable")
+    words, owners, times = words[order], owners[order], times[order]
+    candidates = _hits(words, owners, times, len(prints))
+    found = []
+    for first, second, offset in candidates:
+        matched_s = _matched_s(prints[first], prints[second], offset)
+        if matched_s > 0:
+            found.append(SameSound(first, second, matched_s))
+    return found
+
+
+def _hits(
+    words: PrintArray, owners: npt.NDArray[np.int32], times: npt.NDArray[np.int32], num_recordings: int
+) -> list[tuple[int, int, int]]:
+    """Pairs with `MIN_HITS` words in common at one offset, the best offset of each pair."""
+    keys = []
+    starts = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]])) if len(words) else np.zeros(0, np.int64)
+    sizes = np.diff(np.concatenate([starts, [len(words)]]))
+    # Entries that far apart in the sorted list have the same word where both lie in one group.
+    is_rare = np.repeat(sizes <= MAX_SHARED, sizes) if len(starts) else np.zeros(0, np.bool_)
+    for distance in range(1, MAX_SHARED):
+        index = np.flatnonzero(is_rare[:-distance] & (words[:-distance] == words[distance:]))
+        if not len(index):
+            break
+        left, right = owners[index], owners[index + distance]
+        other = left != right
+        left, right, index = left[other], right[other], index[other]
+        swap = left > right
+        shift = np.where(swap, -1, 1) * (times[index].astype(np.int64) - times[index + distance])
+        pair = np.minimum(left, right).astype(np.int64) * num_recordings + np.maximum(left, right)
+        keys.append(np.stack([pair, shift >> 1], axis=1))
+    if not keys:
+        return []
+    unique, counts = np.unique(np.concatenate(keys), axis=0, return_counts=True)
+    best: dict[int, tuple[int, int]] = {}
+    for (pair, half_shift), count in zip(
+        unique[counts >= MIN_HITS].tolist(), counts[counts >= MIN_HITS].tolist(), strict=True
+    ):
+        if count > best.get(pair, (0, 0))[0]:
+            best[pair] = (count, half_shift * 2)
+    return [(pair // num_recordings, pair % num_recordings, shift) for pair, (_, shift) in sorted(best.items())]
+
+
+def _matched_s(first_T: PrintArray, second_T: PrintArray, offset: int) -> float:
+    """Seconds whose bits agree where the second is moved by `offset` words, or one more or less."""
+    block = round(BLOCK_S * RATE_HZ / HOP)
+    most = 0
+    for shift in (offset - 1, offset, offset + 1, offset + 2):
+        start = max(0, shift)
+        length = min(len(first_T), len(second_T) + shift) - start
+        if length < block:
+            continue
+        ours, theirs = first_T[start : start + length], second_T[start - shift : start - shift + length]
+        audible = (ours != 0) & (theirs != 0)
+        errors = np.where(audible, np.bitwise_count(ours ^ theirs) / 32.0, 0.5)
+        blocks = errors[: length // block * block].reshape(-1, block).mean(axis=1)
+        most = max(most, int((blocks < MAX_BIT_ERRORS).sum()))
+    return most * BLOCK_S
