@@ -15,9 +15,9 @@ import numpy.typing as npt
 import scipy.signal
 
 from voiceflow.config import PrepareConfig
+from voiceflow.corpora.read import Utterance, read_utterances
 from voiceflow.metrics import der_interval, score, summarise
 from voiceflow.simulation.conversations import Conversation, ConversationPlan, simulate
-from voiceflow.simulation.corpus import Utterance, read_corpus
 from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
 from voiceflow.simulation.voices import SENTENCES, find_espeak, speak
 from voiceflow.stages.prepare import MAX_SPEECH_S, split_speakers
@@ -45,7 +45,7 @@ class Voices:
     split: str = "test"
 
     def __post_init__(self) -> None:
-        self._utterances: dict[str, list[Utterance]] = read_corpus(self.corpus)
+        self._utterances: dict[str, list[Utterance]] = read_utterances(self.corpus)
         names = split_speakers(list(self._utterances), self.config)[self.split]
         self.names = [name for name in names if not re.search(self.config.heldout_exclude, name)]
         self._segments: dict[str, list[Segment]] = {}

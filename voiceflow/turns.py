@@ -109,6 +109,16 @@ def merge_turns(turns: Iterable[Turn], *, max_gap_s: float = 0.0) -> list[Turn]:
     return sorted(turn for row in merged.values() for turn in row)
 
 
+def turns_within(turns: Iterable[Turn], start_s: float, end_s: float) -> list[Turn]:
+    """What of the turns lies in [start_s, end_s), in seconds from `start_s`; less than a millisecond is left out."""
+    inside = []
+    for turn in sorted(turns):
+        begin, end = max(turn.start_s, start_s), min(turn.end_s, end_s)
+        if end - begin >= 0.001:
+            inside.append(Turn(round(begin - start_s, 6), round(end - start_s, 6), turn.speaker, turn.confidence))
+    return inside
+
+
 def turns_to_activity(turns: Sequence[Turn], *, speakers: Sequence[str], num_frames: int, frame_s: float) -> FloatArray:
     """Fraction of each frame in which each speaker speaks, shape (frames, speakers)."""
     activity = np.zeros((num_frames, len(speakers)), np.float32)

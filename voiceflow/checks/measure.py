@@ -1,10 +1,10 @@
 """Everything that is measured of one recording, and of all of them together: rows of tables."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,15 @@ from voiceflow.checks.labels import contrast_db, label_lag, true_units, turn_row
 from voiceflow.checks.signal import band, clipped, dropout_s, levels_db, low_band_share, voice_height
 from voiceflow.checks.voices import VectorArray, same_voices, voice_vectors
 from voiceflow.config import ValidateConfig
+from voiceflow.corpora.read import UNSPLIT, AudioPlace
 from voiceflow.errors import VoiceflowError
 from voiceflow.turns import Turn
 
 Row = dict[str, Any]
-REAL = "recorded"
-"""Split of conversations as they were recorded, whose turns people have drawn."""
+VOICES = "voices"
+"""Condition of files of single voices, which may be as short as a word."""
+MIN_COPY_S = 8.0
+"""Words that are alike are no copies."""
 LAG_EVIDENCE_S = 60.0
 """Of shorter recordings the fit of turns to levels counts for less."""
 
@@ -30,12 +33,10 @@ class Item:
     """One recording to be checked, whatever kind of folder it is from."""
 
     name: str
-    path: Path
-    shown_path: str
-    """What to call the file in reports."""
-    split: str = REAL
-    """train, dev or test, or `REAL` where it belongs to none."""
-    condition: str = REAL
+    place: AudioPlace
+    split: str = UNSPLIT
+    """train, dev or test, or `UNSPLIT` where it belongs to none."""
+    condition: str = UNSPLIT
     turns: tuple[Turn, ...] = ()
     turns_error: str = ""
     is_made: bool = False
@@ -63,15 +64,17 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
     """
     row = _row_of(item)
     try:
-        samples_NC, rate_hz = read_file(item.path, name=item.shown_path)
-        digest = file_digest(item.path)
+        source = item.place.source()
+        samples_NC, rate_hz = read_file(source, name=str(item.place))
+        digest = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_digest(source)
     except (VoiceflowError, OSError) as err:
         return Measured(row | {"read_error": str(err)}, turn_rows(item.name, item.turns, float("inf")))
     finite = np.isfinite(samples_NC)
     samples_NC = np.where(finite, samples_NC, np.float32(0.0))
     samples_N = samples_NC.mean(axis=1, dtype=np.float32)
     duration_s = len(samples_N) / rate_hz
-    turns, unit = true_units(item.turns, duration_s)
+    whole = [replace(turn, end_s=duration_s) if turn.end_s == math.inf else turn for turn in item.turns]
+    turns, unit = true_units(whole, duration_s)
     level_db_T = levels_db(samples_N, rate_hz)
     mix_db, lag, spectrum = contrast_db(level_db_T, turns), label_lag(level_db_T, turns), band(samples_N, rate_hz)
     full_scale_share, clip_runs = clipped(samples_NC, rate_hz)
@@ -84,6 +87,7 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
         "declared_rate_hz": declared_hz,
         "rate_agrees": rate_hz == declared_hz,
         "duration_s": duration_s,
+        "length_s": None if item.condition == VOICES else duration_s,
         "num_bad_samples": int(finite.size - finite.sum()),
         "silence_fraction": float(np.mean(level_db_T < config.silence_dbfs)) if len(level_db_T) else 1.0,
         "clipped_fraction": full_scale_share,
@@ -118,7 +122,7 @@ def _row_of(item: Item) -> Row:
     speakers = sorted({turn.speaker for turn in item.turns})
     return {
         "name": item.name,
-        "path": str(item.path),
+        "place": str(item.place),
         "split": item.split,
         "condition": item.condition,
         "declared_rate_hz": item.declared_rate_hz,
@@ -137,6 +141,7 @@ def _row_of(item: Item) -> Row:
         "rate_hz": item.declared_rate_hz,
         "rate_agrees": True,
         "duration_s": None,
+        "length_s": None,
         "num_bad_samples": 0,
         "silence_fraction": 0.0,
         "clipped_fraction": 0.0,
@@ -191,15 +196,15 @@ def tables_of(
 def _tell_copies(rows: list[Row], words: Sequence[PrintArray]) -> None:
     groups: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        groups[row["samples_digest"] or row["path"]].append(row["name"])
+        groups[row["samples_digest"] or row["place"]].append(row["name"])
     for row in rows:
-        same = groups[row["samples_digest"] or row["path"]]
+        same = groups[row["samples_digest"] or row["place"]]
         row |= {"copies": len(same), "same_audio": ", ".join(name for name in same if name != row["name"])}
     for pair in same_sounds(words):
         first, second = rows[pair.first], rows[pair.second]
         if first["samples_digest"] == second["samples_digest"]:
             continue
-        share = pair.matched_s / max(1.0, min(first["duration_s"], second["duration_s"]))
+        share = pair.matched_s / max(MIN_COPY_S, min(first["duration_s"], second["duration_s"]))
         for row, other in ((first, second), (second, first)):
             if share > row["near_copy_share"]:
                 row |= {"near_copy_share": min(1.0, share), "near_copy_of": other["name"]}
@@ -213,7 +218,7 @@ def _speaker_rows(
         speaker: {
             "name": speaker,
             # Conversations that belong to no split are never trained on; nor are they what models are chosen by.
-            "num_splits": len(splits - {REAL}),
+            "num_splits": len(splits - {UNSPLIT}),
             "splits": ", ".join(sorted(splits)),
             "same_voice_score": 0.0,
             "leaked_voice_score": 0.0,
@@ -222,7 +227,7 @@ def _speaker_rows(
         for speaker, splits in sorted(spoken.items())
     }
     for pair in same_voices(vectors, min_score=config.min_voice_score):
-        splits = (spoken[pair.first] | spoken[pair.second]) - {REAL}
+        splits = (spoken[pair.first] | spoken[pair.second]) - {UNSPLIT}
         column = "leaked_voice_score" if len(splits) > 1 else "same_voice_score"
         for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
             shown = f"{other} ({', '.join(sorted(spoken[other]))})"

@@ -68,7 +68,7 @@ def rules_of(config: ValidateConfig) -> list[Rule]:
             least=config.min_bandwidth_share,
         ),
         Rule(
-            "duration", "recordings", "duration_s", lengths, least=config.min_duration_s, most=config.max_duration_s
+            "duration", "recordings", "length_s", lengths, least=config.min_duration_s, most=config.max_duration_s
         ),
         Rule("silent_recording", "recordings", "silence_fraction", "silent", most=config.max_silence_fraction),
         Rule(

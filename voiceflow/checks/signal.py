@@ -16,7 +16,7 @@ FRAMES_PER_S = 100
 LOW_BAND_HZ = 70.0
 TYPICAL_PITCH_HZ, TYPICAL_CENTRE_HZ = 180.0, 500.0
 """Medians over clean conversations; see `voice_height`."""
-MAX_FRAMES = 300
+MAX_FRAMES = 600
 """Frames of a recording whose pitch is looked at, evenly spread: enough, and quick."""
 MAX_SPECTRA = 1200
 MIN_VOICED_SHARE = 0.4

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import voiceflow
-from voiceflow.cli.console import out, progress_bar
+from voiceflow.cli.console import out, stage_progress
 from voiceflow.config import Params, load_params
 
 DATASET, REPORTS, MODELS = Path("data/prepared"), Path("reports"), Path(".voiceflow/models")
@@ -39,15 +39,7 @@ def stage(
 ) -> None:
     """Run one stage on the paths of dvc.yaml."""
     values = load_params(params, profile=profile)
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int | None) -> None:
-            task = tasks.get(what)
-            if task is None:
-                task = tasks[what] = bar.add_task(what, total=total)
-            bar.update(task, completed=done, total=total)
-
+    with stage_progress() as progress:
         result = _run(name, values, progress, dataset, models, reports, trained, provider)
     out.print_json(json.dumps(result))
 

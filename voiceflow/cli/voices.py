@@ -6,8 +6,8 @@ import numpy as np
 
 from voiceflow.audio import FloatArray, load_audio
 from voiceflow.cli.console import err
+from voiceflow.corpora.read import AUDIO_SUFFIXES
 from voiceflow.errors import DataError, VoiceflowError
-from voiceflow.simulation.corpus import AUDIO_SUFFIXES
 
 
 def read_voices(folder: Path) -> dict[str, FloatArray]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.audio import FloatArray, load_audio
-from voiceflow.simulation.corpus import Utterance
+from voiceflow.audio import FloatArray
+from voiceflow.corpora.read import Utterance
 from voiceflow.timebase import SAMPLE_RATE_HZ, FrameGrid, seconds_to_samples
 from voiceflow.turns import scores_to_turns
 
@@ -130,9 +130,9 @@ def speaker_segments(
     for utterance in utterances:
         if total_s >= max_s:
             break
-        key = str(utterance.path)
+        key = str(utterance.place)
         if key not in files:
-            files[key] = load_audio(utterance.path)
+            files[key] = utterance.place.load()
         end = len(files[key]) if utterance.end_s is None else seconds_to_samples(utterance.end_s)
         piece = files[key][seconds_to_samples(utterance.start_s) : end]
         if len(piece) >= WINDOW_SAMPLES:

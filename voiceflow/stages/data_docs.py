@@ -3,14 +3,14 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from voiceflow.audio import read_file
 from voiceflow.checks.measure import Row
+from voiceflow.corpora.read import AudioPlace
 from voiceflow.errors import VoiceflowError
 
 PLAYERS = 3
@@ -48,13 +48,17 @@ def summarise(verdict: dict[str, Any]) -> str:
 
 
 def render_page(
-    verdict: dict[str, Any], results: dict[str, Any], recordings: Sequence[Row], turns: Sequence[Row]
+    verdict: dict[str, Any],
+    results: dict[str, Any],
+    places: Mapping[str, AudioPlace],
+    recordings: Sequence[Row],
+    turns: Sequence[Row],
 ) -> str:
     """One page that needs nothing else: the verdict with players, then Great Expectations' own account."""
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
-    players = _Players(recordings, turns)
+    players = _Players(places, recordings, turns)
     rows = "".join(
         f"<tr><td class={finding['severity']}>{finding['severity']}</td><td><code>{finding['check']}</code></td>"
         f"<td>{len(finding['rows'])}</td><td>{html.escape(finding['message'])}{players.of(finding)}</td></tr>"
@@ -84,7 +88,8 @@ def render_page(
 class _Players:
     """Excerpts of the worst rows, as players that carry their sound."""
 
-    def __init__(self, recordings: Sequence[Row], turns: Sequence[Row]) -> None:
+    def __init__(self, places: Mapping[str, AudioPlace], recordings: Sequence[Row], turns: Sequence[Row]) -> None:
+        self._places = places
         self._recordings = {row["name"]: row for row in recordings}
         self._turns = {row["name"]: row for row in turns}
         self._num_left = MAX_PLAYERS
@@ -102,29 +107,29 @@ class _Players:
                 )
         return "".join(found)
 
-    def _place(self, table: str, name: str) -> tuple[Path, float] | None:
+    def _place(self, table: str, name: str) -> tuple[AudioPlace, float] | None:
         """File of a row, and where in it to listen."""
         if table == "recordings":
             row = self._recordings[name]
-            return Path(row["path"]), row["at_s"] if row["turn_unit"] == "seconds" else 0.0
+            return self._places[name], row["at_s"] if row["turn_unit"] == "seconds" else 0.0
         if table == "turns":
             turn = self._turns[name]
-            return Path(self._recordings[turn["recording"]]["path"]), turn["at_s"]
+            return self._places[turn["recording"]], turn["at_s"]
         if table == "speakers":
             for recording in self._recordings.values():
                 if name in recording["turn_speakers"]:
                     own = [turn for turn in self._turns.values() if turn["recording"] == recording["name"]]
                     own = [turn for turn in own if turn["speaker"] == name]
-                    return Path(recording["path"]), max(own, key=lambda turn: turn["duration_s"])["at_s"]
+                    return self._places[recording["name"]], max(own, key=lambda turn: turn["duration_s"])["at_s"]
         return None
 
 
-def _excerpt(path: Path, at_s: float) -> str:
+def _excerpt(place: AudioPlace, at_s: float) -> str:
     """A mono excerpt from shortly before `at_s`, as FLAC in base64; "" where the file cannot be read."""
     import soundfile
 
     try:
-        samples_NC, rate_hz = read_file(path)
+        samples_NC, rate_hz = read_file(place.source())
     except VoiceflowError:
         return ""
     start = int(max(0.0, min(at_s - EXCERPT_S / 5, len(samples_NC) / rate_hz - EXCERPT_S)) * rate_hz)

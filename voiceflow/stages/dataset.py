@@ -7,14 +7,17 @@ rttm/<split>/*.rttm     exact turns
 """
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from voiceflow.audio import FloatArray, load_audio
-from voiceflow.checks.measure import Item
+from voiceflow.checks.measure import VOICES, Item
 from voiceflow.config import Section
+from voiceflow.corpora.read import UNSPLIT, AudioPlace, read_conversations, read_utterances
 from voiceflow.errors import DataError, VoiceflowError
 from voiceflow.simulation.acoustics import CONDITIONS, HEADSET
 from voiceflow.turns import Turn, read_rttm
@@ -80,8 +83,7 @@ def dataset_items(folder: Path) -> list[Item]:
         items.append(
             Item(
                 name=recording.name,
-                path=folder / recording.audio,
-                shown_path=recording.audio,
+                place=AudioPlace(folder / recording.audio),
                 split=recording.split,
                 condition=recording.condition,
                 turns=tuple(turns),
@@ -93,6 +95,59 @@ def dataset_items(folder: Path) -> list[Item]:
             )
         )
     return items
+
+
+def items_in(folder: Path) -> list[Item]:
+    """All recordings of any folder that can be read: a dataset, conversations, or utterances of single voices.
+
+    Raises:
+        DataError: None of them.
+    """
+    if (folder / "recordings.jsonl").is_file():
+        return dataset_items(folder)
+    try:
+        conversations = read_conversations(folder)
+    except DataError:
+        if not folder.is_dir():
+            raise
+        conversations = []
+    if any(conversation.turns for conversation in conversations) and not (folder / "utterances.csv").is_file():
+        return [
+            Item(
+                name=conversation.name,
+                place=conversation.place,
+                split=conversation.split,
+                condition=conversation.corpus,
+                turns=conversation.turns,
+                turns_error=conversation.turns_error,
+                declared_rate_hz=conversation.declared_rate_hz,
+            )
+            for conversation in conversations
+        ]
+    return _utterance_items(folder)
+
+
+def _utterance_items(folder: Path) -> list[Item]:
+    """One item a file: its utterances are its turns."""
+    turns: dict[AudioPlace, list[Turn]] = defaultdict(list)
+    splits: dict[AudioPlace, str] = {}
+    for speaker, utterances in read_utterances(folder).items():
+        for utterance in utterances:
+            splits[utterance.place] = utterance.split
+            if utterance.end_s is not None:
+                turns[utterance.place].append(Turn(utterance.start_s, utterance.end_s, speaker))
+            else:
+                turns[utterance.place].append(Turn(0.0, math.inf, speaker))
+    return [
+        Item(
+            name=place.member or place.path.relative_to(folder).as_posix(),
+            place=place,
+            split=split or UNSPLIT,
+            condition=VOICES,
+            turns=tuple(sorted(turns[place])),
+        )
+        for place, split in splits.items()
+    ]
 
 
 def read_turns(folder: Path, recording: Recording) -> list[Turn]:

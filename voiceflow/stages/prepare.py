@@ -6,38 +6,55 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voiceflow.audio import file_digest, load_audio, write_flac
+from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
+from voiceflow.corpora.read import UNSPLIT, Conversation, Utterance, read_conversations, read_utterances
 from voiceflow.errors import DataError
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
-from voiceflow.simulation.corpus import AUDIO_SUFFIXES, Utterance, read_corpus
 from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
 from voiceflow.stages.dataset import Recording, write_recordings
 from voiceflow.stages.workers import in_parallel
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
-from voiceflow.turns import read_rttm, speakers_in_order, to_rttm
+from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 
+MADE_SPLITS = ("train", "dev", "test")
 MAX_SPEECH_S = 240.0
 """Speech read of one speaker at most: enough for any conversation."""
 
 
-def split_speakers(speakers: Sequence[str], config: PrepareConfig) -> dict[str, list[str]]:
+MIN_PIECE_S = 10.0
+"""What is left at the end of a conversation that is cut into pieces, if it is shorter, is not used."""
+
+
+def split_speakers(
+    speakers: Sequence[str], config: PrepareConfig, declared: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """Divide speakers among train, dev and test; none is in two.
+
+    Args:
+        speakers: All of them.
+        config: Seed and shares.
+        declared: Splits that corpora have of their own, by speaker; those speakers are not drawn for.
 
     Raises:
         DataError: Fewer than 8 speakers, so that no split could hold a conversation.
     """
     if len(speakers) < 8:
         raise DataError(f"{config.corpus}: expected at least 8 speakers to split, got {len(speakers)}")
+    declared = declared or {}
+    fixed = {split: sorted(name for name in speakers if declared.get(name) == split) for split in MADE_SPLITS}
+    speakers = [name for name in speakers if name not in declared]
+    if all(fixed.values()) and len(speakers) < 8:
+        return fixed | {"train": sorted([*fixed["train"], *speakers])}
     eligible = [name for name in speakers if not re.search(config.heldout_exclude, name)]
     if len(eligible) < 4:
         raise DataError(
@@ -51,7 +68,11 @@ def split_speakers(speakers: Sequence[str], config: PrepareConfig) -> dict[str, 
     heard = np.random.default_rng((config.seed, 1)).permutation(len(train))[
         : max(8, round(config.train_share * len(train)))
     ]
-    return {"train": [train[index] for index in sorted(heard)], "dev": sorted(dev), "test": sorted(test)}
+    return {
+        "train": [train[index] for index in sorted(heard)] + fixed["train"],
+        "dev": sorted(dev) + fixed["dev"],
+        "test": sorted(test) + fixed["test"],
+    }
 
 
 def prepare(
@@ -68,8 +89,9 @@ def prepare(
     Args:
         config: What to make.
         output: Folder of the dataset; an older one there is replaced.
-        corpus: Folder of utterances.
-        recorded: Folder of audio and RTTM files with equal stems, or None.
+        corpus: Folder of utterances, or of such corpora.
+        recorded: Folder of conversations, or of such corpora, or None. Those of a corpus with splits are trained on,
+            chosen by and tested on accordingly, the first two in pieces; others are only tested on.
         revision: Digest of the corpus, kept in prepare.json and later in the model file.
         progress: Called as work goes on.
 
@@ -79,8 +101,9 @@ def prepare(
     Raises:
         DataError: A corpus that cannot be read, or is too small.
     """
-    utterances = read_corpus(corpus)
-    splits = split_speakers(list(utterances), config)
+    utterances = read_utterances(corpus)
+    declared = {speaker: spans[0].split for speaker, spans in utterances.items() if spans[0].split}
+    splits = split_speakers(list(utterances), config, declared)
     plans = [
         plan
         for split, count in config.conversations.model_dump().items()
@@ -100,7 +123,11 @@ def prepare(
             )
         )
     if recorded is not None:
-        recordings += [_take_recorded(path, output) for path in _recorded_audio(recorded)]
+        taken = [(conversation, config.conversation_s, output) for conversation in _readable(recorded)]
+        for pieces in _track(
+            in_parallel(_take_recorded, taken, num_workers=config.num_workers), "take recorded", len(taken), progress
+        ):
+            recordings += pieces
     write_recordings(output, recordings)
     summary = {
         "revision": revision,
@@ -196,47 +223,58 @@ def _simulate_one(
     }
     sounds = _recorded_sounds(scratch, sound_speakers) if plan.split == "train" else []
     conversation = simulate(plan, segments, config, sounds)
-    audio, rttm = f"audio/{plan.split}/{plan.name}.flac", f"rttm/{plan.split}/{plan.name}.rttm"
-    write_flac(output / audio, conversation.samples_N)
-    (output / rttm).parent.mkdir(parents=True, exist_ok=True)
-    (output / rttm).write_text(to_rttm(conversation.turns, plan.name), encoding="utf-8")
-    return Recording(
-        name=plan.name,
-        split=plan.split,
-        audio=audio,
-        rttm=rttm,
-        condition=plan.condition,
-        speakers=speakers_in_order(conversation.turns),
-        duration_s=samples_to_seconds(len(conversation.samples_N)),
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        digest=file_digest(output / audio),
-    )
+    return _write(plan.name, plan.split, plan.condition, conversation.samples_N, conversation.turns, output)
 
 
-def _recorded_audio(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
-    if not files:
-        raise DataError(f"{folder}: expected recordings with RTTM files of the same stem, found no audio")
-    return files
+def _readable(folder: Path) -> list[Conversation]:
+    """The conversations of a folder.
+
+    Raises:
+        DataError: One has no turns that can be read, or two have one name.
+    """
+    conversations = read_conversations(folder)
+    for conversation in conversations:
+        if conversation.turns_error:
+            raise DataError(conversation.turns_error)
+    names = [conversation.name for conversation in conversations]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{folder}: two conversations are called {twice[0]}; rename one of them")
+    return conversations
 
 
-def _take_recorded(path: Path, output: Path) -> Recording:
-    reference = path.with_suffix(".rttm")
-    if not reference.is_file():
-        raise DataError(f"{path}: expected its reference turns in {reference}, which is missing")
-    by_name = read_rttm(reference)
-    turns = by_name.get(path.stem, []) if len(by_name) != 1 else next(iter(by_name.values()))
-    samples_N = load_audio(path)
-    audio, rttm = f"audio/recorded/{path.stem}.flac", f"rttm/recorded/{path.stem}.rttm"
+def _take_recorded(conversation: Conversation, piece_s: float, output: Path) -> list[Recording]:
+    """A conversation as it was recorded; in pieces where it is trained on or chosen by."""
+    samples_N = conversation.place.load()
+    turns = list(conversation.turns)
+    split = conversation.split
+    condition = conversation.corpus if split != UNSPLIT else UNSPLIT
+    if split not in ("train", "dev"):
+        return [_write(conversation.name, split, condition, samples_N, turns, output)]
+    size = int(piece_s * SAMPLE_RATE_HZ)
+    pieces = []
+    for number, start in enumerate(range(0, len(samples_N), size)):
+        piece_N = samples_N[start : start + size]
+        inside = turns_within(turns, samples_to_seconds(start), samples_to_seconds(start + len(piece_N)))
+        if inside and len(piece_N) >= MIN_PIECE_S * SAMPLE_RATE_HZ:
+            name = f"{conversation.name}-{number:04d}"
+            pieces.append(_write(name, split, condition, piece_N, inside, output))
+    return pieces
+
+
+def _write(
+    name: str, split: str, condition: str, samples_N: FloatArray, turns: Sequence[Turn], output: Path
+) -> Recording:
+    audio, rttm = f"audio/{split}/{name}.flac", f"rttm/{split}/{name}.rttm"
     write_flac(output / audio, samples_N)
     (output / rttm).parent.mkdir(parents=True, exist_ok=True)
-    (output / rttm).write_text(to_rttm(turns, path.stem), encoding="utf-8")
+    (output / rttm).write_text(to_rttm(turns, name), encoding="utf-8")
     return Recording(
-        name=path.stem,
-        split="recorded",
+        name=name,
+        split=split,
         audio=audio,
         rttm=rttm,
-        condition="recorded",
+        condition=condition,
         speakers=speakers_in_order(turns),
         duration_s=samples_to_seconds(len(samples_N)),
         sample_rate_hz=SAMPLE_RATE_HZ,

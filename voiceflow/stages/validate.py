@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voiceflow.checks.measure import REAL, Item, Row, measure_item, tables_of
+from voiceflow.checks.measure import Item, Row, measure_item, tables_of
 from voiceflow.checks.rules import TABLES, Rule, check_severities, expectations_of, rules_of
 from voiceflow.config import ValidateConfig
+from voiceflow.corpora.read import UNSPLIT
 from voiceflow.errors import DataRefusedError
 from voiceflow.stages.data_docs import render_page, summarise
 from voiceflow.stages.dataset import QUARANTINE, dataset_items
@@ -110,7 +111,9 @@ def check(
     (report / REPORT).write_text(json.dumps(verdict, indent=2, default=str) + "\n", encoding="utf-8")
     (report / QUARANTINE).write_text(json.dumps(quarantined, indent=2) + "\n", encoding="utf-8")
     (report / SUMMARY).write_text(summarise(verdict), encoding="utf-8")
-    (report / PAGE).write_text(render_page(verdict, results, tables.recordings, tables.turns), encoding="utf-8")
+    places = {item.name: item.place for item in items}
+    page = render_page(verdict, results, places, tables.recordings, tables.turns)
+    (report / PAGE).write_text(page, encoding="utf-8")
     return verdict
 
 
@@ -125,7 +128,7 @@ def require_valid(verdict: dict[str, Any], report: Path) -> None:
 
 
 def _split_rows(recordings: Sequence[Row], config: ValidateConfig) -> list[Row]:
-    if all(row["split"] == REAL for row in recordings):
+    if all(row["split"] == UNSPLIT for row in recordings):
         return []
     rows = []
     for split, bound in config.min_speakers.items():
@@ -136,7 +139,7 @@ def _split_rows(recordings: Sequence[Row], config: ValidateConfig) -> list[Row]:
 
 def _condition_rows(recordings: Sequence[Row]) -> list[Row]:
     """Share of each acoustic condition that occurs anywhere, in each simulated split."""
-    made = [row for row in recordings if row["split"] != REAL]
+    made = [row for row in recordings if row["split"] != UNSPLIT]
     conditions = sorted({row["condition"] for row in made})
     rows = []
     for split in sorted({row["split"] for row in made}):

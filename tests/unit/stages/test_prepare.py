@@ -6,8 +6,8 @@ import soundfile
 from conftest import small
 
 from voiceflow.audio import load_audio
+from voiceflow.corpora.read import read_utterances
 from voiceflow.errors import DataError
-from voiceflow.simulation.corpus import read_corpus
 from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
 from voiceflow.stages.prepare import prepare, split_speakers
 
@@ -33,7 +33,7 @@ def test_another_seed_gives_other_conversations(params, corpus, dataset, tmp_pat
 
 
 def test_no_speaker_is_in_two_splits(params, corpus):
-    splits = split_speakers(list(read_corpus(corpus)), small(params).prepare)
+    splits = split_speakers(list(read_utterances(corpus)), small(params).prepare)
     assert (
         sum(len(names) for names in splits.values()) == len({name for names in splits.values() for name in names}) == 16
     )
@@ -74,27 +74,27 @@ def test_recorded_conversations_are_taken_as_they_are(params, corpus, tmp_path, 
 
 
 def test_a_tree_and_a_lhotse_manifest_are_read_like_the_table(corpus, tmp_path):
-    table = read_corpus(corpus)
+    table = read_utterances(corpus)
     speaker, utterances = next(iter(table.items()))
     chapter = tmp_path / "tree" / speaker / "chapter"
     chapter.mkdir(parents=True)
-    samples = load_audio(utterances[0].path)
+    samples = load_audio(utterances[0].place.path)
     soundfile.write(chapter / "0001.flac", samples, 16_000)
-    assert list(read_corpus(tmp_path / "tree")) == [speaker]
-    recording = lhotse.Recording.from_file(utterances[0].path, recording_id="r")
+    assert list(read_utterances(tmp_path / "tree")) == [speaker]
+    recording = lhotse.Recording.from_file(utterances[0].place.path, recording_id="r")
     (tmp_path / "lhotse").mkdir()
     lhotse.RecordingSet.from_recordings([recording]).to_file(tmp_path / "lhotse" / "recordings.jsonl.gz")
     span = lhotse.SupervisionSegment("s", "r", utterances[0].start_s, 1.0, speaker=speaker)
     lhotse.SupervisionSet.from_segments([span]).to_file(tmp_path / "lhotse" / "supervisions.jsonl.gz")
-    found = read_corpus(tmp_path / "lhotse")[speaker][0]
-    assert found.path == utterances[0].path
+    found = read_utterances(tmp_path / "lhotse")[speaker][0]
+    assert found.place.path == utterances[0].place.path
     assert found.end_s == pytest.approx(utterances[0].start_s + 1.0)
 
 
 def test_a_corpus_that_is_not_there_or_malformed_is_told(tmp_path):
     with pytest.raises(DataError, match="no such corpus"):
-        read_corpus(tmp_path / "none")
+        read_utterances(tmp_path / "none")
     with (tmp_path / "utterances.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "speaker", "start_s", "end_s"], ["a.wav", "x", "2.0", "1.0"]])
     with pytest.raises(DataError, match="line 2"):
-        read_corpus(tmp_path)
+        read_utterances(tmp_path)
