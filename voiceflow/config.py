@@ -150,6 +150,8 @@ class ValidateConfig(Section):
     """Share of the shorter of two recordings that may be the same sound."""
     min_voice_score: float = Field(gt=0)
     """Two names are told to be one voice from so many standard deviations on, of the nearest other voices."""
+    min_voice_likeness: float = Field(gt=0, lt=1)
+    """So are two names of one recording from such a cosine on."""
     severity: dict[str, Literal["critical", "warning", "off"]]
     """What each rule does: refuse the data, warn, or nothing. Every rule is named."""
     quarantine: bool

@@ -16,11 +16,9 @@ PrintArray = npt.NDArray[np.uint32]
 RATE_HZ, WINDOW, HOP = 4000, 1024, 64
 """256 ms every 16 ms, at 4 kHz: what a telephone leaves is enough."""
 LOW_HZ, HIGH_HZ, NUM_BANDS = 300.0, 1900.0, 33
-SAMPLED = 4
-"""One of so many words is looked up: which ones, the word itself says, so that copies agree."""
 MAX_SHARED = 32
 """A word that so many recordings have tells nothing."""
-MIN_HITS = 4
+MIN_HITS = 3
 """Words in common at one distance in time before two recordings are compared."""
 BLOCK_S = 1.0
 MAX_BIT_ERRORS = 0.3
@@ -68,9 +66,7 @@ def same_sounds(prints: Sequence[PrintArray]) -> list[SameSound]:
     words = np.concatenate([np.zeros(0, np.uint32), *prints])
     owners = np.repeat(np.arange(len(prints), dtype=np.int32), lengths)
     times = np.concatenate([np.zeros(0, np.int32), *(np.arange(length, dtype=np.int32) for length in lengths)])
-    # The lowest bits of a product are a poor draw; the middle ones are not.
-    kept = (words != 0) & (((words * np.uint32(2654435761)) >> np.uint32(16)) % SAMPLED == 0)
-    words, owners, times = words[kept], owners[kept], times[kept]
+    words, owners, times = words[words != 0], owners[words != 0], times[words != 0]
     order = np.argsort(words, kind="stable")
     words, owners, times = words[order], owners[order], times[order]
     candidates = _hits(words, owners, times, len(prints))

@@ -13,7 +13,7 @@ from voiceflow.audio import file_digest, read_file, resample
 from voiceflow.checks.fingerprints import PrintArray, fingerprint, same_sounds
 from voiceflow.checks.labels import contrast_db, label_lag, true_units, turn_rows, wrong_channel
 from voiceflow.checks.signal import band, clipped, dropout_s, levels_db, low_band_share, voice_height
-from voiceflow.checks.voices import VectorArray, same_voices, voice_vectors
+from voiceflow.checks.voices import VectorArray, Voices, voice_vectors
 from voiceflow.config import ValidateConfig
 from voiceflow.corpora.read import UNSPLIT, AudioPlace
 from voiceflow.errors import VoiceflowError
@@ -174,7 +174,7 @@ def tables_of(
     recording_rows: list[Row] = []
     all_turn_rows: list[Row] = []
     words: list[PrintArray] = []
-    vectors: dict[str, list[VectorArray]] = defaultdict(list)
+    vectors: dict[str, dict[str, list[VectorArray]]] = defaultdict(dict)
     spoken: dict[str, set[str]] = defaultdict(set)
     for item, one in zip(items, measured, strict=True):
         recording_rows.append(one.row)
@@ -188,7 +188,7 @@ def tables_of(
         for speaker in {*(item.declared_speakers or ()), *one.row["turn_speakers"]}:
             spoken[speaker].add(item.split)
         for speaker, found in one.vectors.items():
-            vectors[speaker] += found
+            vectors[speaker][item.name] = found
     _tell_copies(recording_rows, words)
     return recording_rows, all_turn_rows, _speaker_rows(spoken, vectors, config)
 
@@ -211,7 +211,7 @@ def _tell_copies(rows: list[Row], words: Sequence[PrintArray]) -> None:
 
 
 def _speaker_rows(
-    spoken: dict[str, set[str]], vectors: dict[str, list[VectorArray]], config: ValidateConfig
+    spoken: dict[str, set[str]], vectors: dict[str, dict[str, list[VectorArray]]], config: ValidateConfig
 ) -> list[Row]:
     """Who is in which splits, by name, and which names sound like one person, in one split or in two."""
     rows = {
@@ -221,14 +221,18 @@ def _speaker_rows(
             "num_splits": len(splits - {UNSPLIT}),
             "splits": ", ".join(sorted(splits)),
             "same_voice_score": 0.0,
+            "same_voice_likeness": 0.0,
             "leaked_voice_score": 0.0,
             "same_voice_as": "",
         }
         for speaker, splits in sorted(spoken.items())
     }
-    for pair in same_voices(vectors, min_score=config.min_voice_score):
+    voices = Voices(vectors)
+    pairs = [("same_voice_likeness", pair) for pair in voices.same_in_recording(min_likeness=config.min_voice_likeness)]
+    for pair in voices.same_anywhere(min_score=config.min_voice_score):
         splits = (spoken[pair.first] | spoken[pair.second]) - {UNSPLIT}
-        column = "leaked_voice_score" if len(splits) > 1 else "same_voice_score"
+        pairs.append(("leaked_voice_score" if len(splits) > 1 else "same_voice_score", pair))
+    for column, pair in pairs:
         for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
             shown = f"{other} ({', '.join(sorted(spoken[other]))})"
             rows[name] |= {column: pair.score, "same_voice_as": shown}

@@ -44,6 +44,7 @@ def rules_of(config: ValidateConfig) -> list[Rule]:
     low = "voices lie too low for the labelled rate"
     quiet = "audio inside turns is not louder than outside"
     lengths = f"shorter than {config.min_duration_s:g} s or longer than {config.max_duration_s:g} s"
+    two_names = "sounds like another name: one person under two"
     twice = "overlaps another turn of its speaker"
     codec = "a codec at a low bit rate has left its marks"
     return [
@@ -120,10 +121,8 @@ def rules_of(config: ValidateConfig) -> list[Rule]:
             "voice_in_two_splits", "speakers", "leaked_voice_score",
             "sounds like another name in another split", most=config.min_voice_score,
         ),
-        Rule(
-            "voice_under_two_names", "speakers", "same_voice_score", "sounds like another name: one person under two",
-            most=config.min_voice_score,
-        ),
+        Rule("voice_under_two_names", "speakers", "same_voice_score", two_names, most=config.min_voice_score),
+        Rule("voice_under_two_names", "speakers", "same_voice_likeness", two_names, most=config.min_voice_likeness),
         Rule("too_few_speakers", "splits", "shortfall", "has too few speakers", most=0),
         Rule("unbalanced_conditions", "conditions", "share", "hardly occurs", least=MIN_CONDITION_SHARE),
     ]  # fmt: skip

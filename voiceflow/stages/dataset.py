@@ -52,8 +52,13 @@ def write_recordings(folder: Path, recordings: Iterable[Recording]) -> None:
     (folder / "recordings.jsonl").write_text(lines, encoding="utf-8")
 
 
-def read_recordings(folder: Path, split: str | None = None) -> list[Recording]:
+def read_recordings(folder: Path, split: str | None = None, *, quarantine: Path | None = None) -> list[Recording]:
     """All recordings of a dataset, or those of one split.
+
+    Args:
+        folder: The dataset.
+        split: One of `SPLITS`, or None for all.
+        quarantine: The report of `validate`, whose refused recordings are left out; None for nothing.
 
     Raises:
         DataError: No dataset there, or a malformed line.
@@ -61,13 +66,26 @@ def read_recordings(folder: Path, split: str | None = None) -> list[Recording]:
     path = folder / "recordings.jsonl"
     if not path.is_file():
         raise DataError(f"{path} is missing; run `voiceflow stage prepare` or `dvc repro prepare` first")
+    kept_out = read_quarantine(quarantine) if quarantine is not None else frozenset()
     recordings = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             recordings.append(Recording.model_validate_json(line))
         except ValidationError as err:
             raise DataError(f"{path}, line {number}: {err}") from err
-    return [recording for recording in recordings if split is None or recording.split == split]
+    return [row for row in recordings if (split is None or row.split == split) and row.name not in kept_out]
+
+
+def read_quarantine(report: Path) -> frozenset[str]:
+    """Names of recordings that `validate` keeps out.
+
+    Raises:
+        DataError: `validate` has not been here.
+    """
+    path = report / QUARANTINE
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run `voiceflow stage validate` or `dvc repro validate` first")
+    return frozenset(json.loads(path.read_text(encoding="utf-8")))
 
 
 def dataset_items(folder: Path) -> list[Item]:

@@ -268,8 +268,8 @@ def _shown(row: Row, column: str) -> str:
         return f"as {row['same_audio']}"
     if column == "near_copy_share":
         return f"{100 * value:.0f} % as {row['near_copy_of']}"
-    if column in ("same_voice_score", "leaked_voice_score"):
-        return f"as {row['same_voice_as']}, score {value:.1f}"
+    if column in ("same_voice_score", "same_voice_likeness", "leaked_voice_score"):
+        return f"as {row['same_voice_as']}, score {value:.3g}"
     if column == "label_drift_s":
         return f"the audio is up to {row['label_lag_s']:+.2f} s later than its turns"
     if column == "bandwidth_share":

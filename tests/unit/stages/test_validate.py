@@ -6,9 +6,12 @@ import pytest
 import soundfile
 import soxr
 
+from benchmarks.bad_data import FAULTS, Planter, plant_all
+from tests.conftest import small
 from voiceflow.audio import file_digest
-from voiceflow.errors import DataRefusedError
+from voiceflow.errors import ConfigError, DataRefusedError
 from voiceflow.stages.dataset import read_recordings, read_samples, write_recordings
+from voiceflow.stages.prepare import prepare
 from voiceflow.stages.validate import require_valid, validate
 
 
@@ -116,3 +119,66 @@ def test_labels_and_manifest_that_do_not_fit_the_audio_are_refused_but_recorded_
         warning["check"] for warning in verdict["warnings"] if real.name in warning["rows"]
     }
     assert all(real.name not in rows for rows in faults.values())
+
+
+@pytest.fixture(scope="module")
+def talks(params, corpus, tmp_path_factory):
+    """Thirty conversations of 20 s."""
+    counts = params.prepare.conversations.model_copy(update={"train": 4, "dev": 2, "test": 24})
+    folder = tmp_path_factory.mktemp("talks") / "prepared"
+    config = small(params, conversations=counts, conversation_s=20.0, num_workers=0).prepare
+    prepare(config, folder, corpus=corpus, revision="test")
+    return folder
+
+
+# One voice under two names takes real voices, and more of them: tests/unit/checks/test_voices.py.
+PLANTED = [check for check in FAULTS if check != "voice_under_two_names"]
+
+
+def test_planted_faults_of_practice_are_named_with_their_rows_and_clean_data_has_none(bounds, talks, tmp_path):
+    clean = validate(bounds, talks, tmp_path / "clean")
+    assert not {finding["check"] for finding in [*clean["faults"], *clean["warnings"]]} & set(FAULTS)
+    planted = plant_all(talks, tmp_path / "bad", PLANTED)
+    verdict = validate(bounds, tmp_path / "bad", tmp_path / "report")
+    found = {finding["check"]: finding["rows"] for finding in [*verdict["faults"], *verdict["warnings"]]}
+    missed = {check for check, rows in planted.items() if not all(_is_named(row, found.get(check, [])) for row in rows)}
+    assert not missed, found
+    assert not verdict["passed"]
+    page = (tmp_path / "report" / "validate.html").read_text()
+    assert page.count("<audio") >= len(PLANTED)
+    summary = (tmp_path / "report" / "validate.md").read_text()
+    assert all(f"`{check}`" in summary for check in PLANTED)
+    assert len(summary) < 65_536
+
+
+def _is_named(row, rows):
+    return any(name.startswith(row) for name in rows)
+
+
+def test_a_quarantine_keeps_bad_recordings_out_and_accepts_the_rest(bounds, talks, tmp_path):
+    planter = Planter(talks, tmp_path / "bad")
+    for check in ("digital_silence", "annotation_units", "near_duplicate"):
+        FAULTS[check](planter)
+    planter.done()
+    verdict = validate(bounds.model_copy(update={"quarantine": True}), tmp_path / "bad", tmp_path / "report")
+    assert verdict["passed"]
+    silent, units = planter.planted["digital_silence"][0], planter.planted["annotation_units"][0]
+    copies = set(planter.planted["near_duplicate"])
+    assert set(verdict["quarantined"]) - copies == {silent, units}
+    assert len(set(verdict["quarantined"]) & copies) == 1
+    kept = read_recordings(tmp_path / "bad", quarantine=tmp_path / "report")
+    assert len(kept) == 30 - 3
+    strict = bounds.model_copy(update={"quarantine": True, "min_speakers": {"test": 99}})
+    assert not validate(strict, tmp_path / "bad", tmp_path / "again")["passed"]
+
+
+def test_every_rule_has_a_severity_and_off_means_off(bounds, talks, tmp_path):
+    planter = Planter(talks, tmp_path / "bad")
+    FAULTS["digital_silence"](planter)
+    planter.done()
+    without = {**bounds.severity, "digital_silence": "off"}
+    verdict = validate(bounds.model_copy(update={"severity": without}), tmp_path / "bad", tmp_path / "report")
+    assert verdict["passed"]
+    del without["digital_silence"]
+    with pytest.raises(ConfigError, match="digital_silence"):
+        validate(bounds.model_copy(update={"severity": without}), talks, tmp_path / "report")

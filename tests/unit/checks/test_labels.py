@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from voiceflow.checks.labels import contrast_db, label_lag, true_units, wrong_channel
+from voiceflow.checks.signal import levels_db
+from voiceflow.turns import Turn
+
+RATE_HZ = 16_000
+
+
+def spoken(turns, duration_s, seed=1, floor=0.003):
+    """Noise that is loud inside the turns."""
+    rng = np.random.default_rng(seed)
+    samples = rng.normal(0.0, floor, int(duration_s * RATE_HZ))
+    for turn in turns:
+        samples[int(turn.start_s * RATE_HZ) : int(turn.end_s * RATE_HZ)] *= 30.0
+    return samples.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def turns():
+    rng = np.random.default_rng(2)
+    starts = np.cumsum(rng.uniform(1.5, 5.0, 16))
+    return [
+        Turn(float(start), float(start + rng.uniform(0.5, 1.4)), "ab"[index % 2]) for index, start in enumerate(starts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_s"), [("milliseconds", 1e3), ("samples at 16 kHz", 16e3), ("frames of 10 ms", 100)]
+)
+def test_units_are_recognised_and_put_right(turns, unit, per_s):
+    scaled = [replace(turn, start_s=turn.start_s * per_s, end_s=turn.end_s * per_s) for turn in turns]
+    found, told = true_units(scaled, 60.0)
+    assert told == unit
+    assert found[3].end_s == pytest.approx(turns[3].end_s)
+    assert true_units(turns, 60.0) == (turns, "seconds")
+
+
+@pytest.mark.parametrize("offset_s", [-1.0, -0.5, 0.5, 1.5])
+def test_turns_that_are_late_or_early_are_measured(turns, offset_s):
+    level = levels_db(spoken(turns, 60.0), RATE_HZ)
+    moved = [replace(turn, start_s=turn.start_s + offset_s, end_s=turn.end_s + offset_s) for turn in turns]
+    lag = label_lag(level, moved)
+    assert lag.most_s == pytest.approx(-offset_s, abs=0.1)
+    assert lag.gain > 0.1
+    assert label_lag(level, turns).most_s == pytest.approx(0.0, abs=0.06)
+
+
+def test_clocks_that_differ_give_a_lag_that_grows(turns):
+    level = levels_db(spoken(turns, 60.0), RATE_HZ)
+    slow = [replace(turn, start_s=turn.start_s * 1.02, end_s=turn.end_s * 1.02) for turn in turns]
+    lag = label_lag(level, slow)
+    assert lag.at_start_s == pytest.approx(0.0, abs=0.1)
+    assert lag.at_end_s == pytest.approx(-1.2, abs=0.2)
+
+
+def test_channels_that_are_silent_cancel_or_belong_to_somebody_else(turns):
+    left = spoken(turns, 60.0)
+    mix_db = contrast_db(levels_db(left, RATE_HZ), turns)
+    assert "silent" in wrong_channel(np.stack([left, left * 0], axis=1), RATE_HZ, turns, mix_db)
+    assert "cancel" in wrong_channel(np.stack([left, -left], axis=1), RATE_HZ, turns, mix_db)
+    others = [replace(turn, start_s=turn.end_s, end_s=turn.end_s + 0.6) for turn in turns]
+    right = spoken(others, 60.0, seed=5) * np.float32(2.0)
+    both = np.stack([left, right], axis=1)
+    mix_db = contrast_db(levels_db(both.mean(axis=1), RATE_HZ), turns)
+    assert "channel 0 alone" in wrong_channel(both, RATE_HZ, turns, min(mix_db, 5.0))
+    assert "another channel" in wrong_channel(
+        right[:, None], RATE_HZ, turns, contrast_db(levels_db(right, RATE_HZ), turns) - 5
+    )
+    assert wrong_channel(left[:, None], RATE_HZ, turns, 20.0) == ""

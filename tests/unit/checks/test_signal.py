@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import soxr
+
+from voiceflow.checks.signal import band, clipped, dropout_s
+from voiceflow.turns import Turn
+
+RATE_HZ = 16_000
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(1).normal(0.0, 0.1, 20 * RATE_HZ).astype(np.float32)
+
+
+def test_a_wall_in_the_spectrum_is_found_where_it_is(noise):
+    assert band(noise, RATE_HZ).edge_db == 0.0
+    low = soxr.resample(soxr.resample(noise, RATE_HZ, 8_000), 8_000, RATE_HZ)
+    found = band(low, RATE_HZ)
+    assert found.bandwidth_share == pytest.approx(0.5, abs=0.05)
+    assert found.edge_db > 40.0
+
+
+def test_a_telephone_falls_off_gently_and_is_no_wall(noise):
+    from voiceflow.simulation.acoustics import telephone_band
+
+    assert band(telephone_band(noise), RATE_HZ).bandwidth_share == 1.0
+
+
+def test_peaks_cut_flat_are_found_after_they_were_made_quieter(noise):
+    assert clipped(noise[:, None], RATE_HZ) == (0.0, 0.0)
+    flat = np.clip(np.repeat(noise, 4)[: len(noise)], -0.2, 0.2) * np.float32(0.3)
+    full_scale, runs_per_minute = clipped(flat[:, None], RATE_HZ)
+    assert full_scale == 0.0
+    assert runs_per_minute > 100.0
+
+
+def test_zeros_count_inside_turns_only(noise):
+    lost = noise.copy()
+    lost[5 * RATE_HZ : 6 * RATE_HZ] = 0.0
+    assert dropout_s(lost, RATE_HZ, [Turn(4.0, 7.0, "a")]) == pytest.approx(1.0)
+    assert dropout_s(lost, RATE_HZ, [Turn(0.0, 5.05, "a"), Turn(5.95, 8.0, "b")]) == 0.0
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 5000])
+def test_short_recordings_have_nothing_to_say(length):
+    samples = np.zeros(length, np.float32)
+    assert band(samples, RATE_HZ).bandwidth_share == 1.0
+    assert dropout_s(samples, RATE_HZ, [Turn(0.0, 1.0, "a")]) >= 0.0
