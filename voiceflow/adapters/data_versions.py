@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +45,69 @@ def dvc(*arguments: str) -> str:
     return result.stdout
 
 
-def digest_of(path: str, repo: Path = Path()) -> str:
-    """DVC's digest of a tracked path, from its .dvc file.
+def _ensure_corpora(folder: Path, say: Callable[[str], None]) -> bool:
+    """Have every tracked corpus of a folder in the workspace.
+
+    Raises:
+        PlatformError: One is neither here nor in the remote.
+    """
+    for pointer in sorted(folder.glob("*.dvc")):
+        if not pointer.with_suffix("").is_dir():
+            dvc("pull", str(pointer), "--quiet")
+            say(f"{pointer.with_suffix('')}: pulled from the DVC remote")
+    return True
+
+
+def pointers_of(path: str, repo: Path = Path()) -> list[Path]:
+    """The .dvc file of a tracked path, or those of the corpora in it, where it is a folder of corpora.
 
     Raises:
         DataError: The path is not tracked.
     """
     pointer = repo / f"{path}.dvc"
-    if not pointer.is_file():
+    pointers = [pointer] if pointer.is_file() else sorted((repo / path).glob("*.dvc"))
+    if not pointers:
         raise DataError(f"{pointer} is missing: track the data with `dvc add {path}`, or run `voiceflow data ensure`")
-    digest: str = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]["md5"]
-    return digest
+    return pointers
+
+
+def digest_of(path: str, repo: Path = Path()) -> str:
+    """DVC's digest of a tracked path, from its .dvc file; of several corpora each with its name.
+
+    Raises:
+        DataError: The path is not tracked.
+    """
+    return _joined({pointer: pointer.read_text(encoding="utf-8") for pointer in pointers_of(path, repo)}, path)
+
+
+def _joined(pointers: Mapping[Path, str], path: str) -> str:
+    digests = {pointer.stem: str(yaml.safe_load(text)["outs"][0]["md5"]) for pointer, text in pointers.items()}
+    if list(digests) == [Path(path).name]:
+        return next(iter(digests.values()))
+    return ",".join(f"{name}:{digest}" for name, digest in sorted(digests.items()))
 
 
 def revision_of(corpus: str, recorded: str | None, repo: Path = Path()) -> str:
     """The data revision: the digest of the corpus, and that of the recordings if there are any."""
     parts = [digest_of(corpus, repo)] + ([digest_of(recorded, repo)] if recorded else [])
     return "+".join(parts)
+
+
+def track(path: Path, say: Callable[[str], None]) -> None:
+    """Have DVC track a folder and put it into its remote; says so where there is no DVC here.
+
+    Raises:
+        PlatformError: DVC cannot.
+    """
+    if not Path(".dvc").is_dir():
+        say(f"{path}: not versioned, for this is no DVC repository (`dvc init` makes one)")
+        return
+    dvc("add", str(path), "--quiet")
+    try:
+        dvc("push", f"{path}.dvc", "--quiet")
+        say(f"{path}: version {digest_of(str(path))[:12]}, in the DVC remote; commit {path}.dvc")
+    except PlatformError as err:
+        say(f"{path}: version {digest_of(str(path))[:12]}; the DVC remote cannot be reached, push it later ({err})")
 
 
 def ensure_data(config: PrepareConfig, say: Callable[[str], None]) -> DataVersion:
@@ -97,6 +143,8 @@ def _ensure_tracked(path: str, say: Callable[[str], None]) -> bool:
     pointer = Path(f"{path}.dvc")
     if Path(path).is_dir() and pointer.is_file():
         return True
+    if not pointer.is_file() and list(Path(path).glob("*.dvc")):
+        return _ensure_corpora(Path(path), say)
     if pointer.is_file():
         try:
             dvc("pull", str(pointer), "--quiet")
@@ -127,16 +175,24 @@ def fetch(repo: str, path: str, output: Path, *, rev: str | None) -> str:
 
     Returns:
         DVC's digest of what was fetched.
+
+    Raises:
+        PlatformError: No such repository, revision or path, or its remote cannot be reached.
     """
     arguments = ["get", repo, path, "--out", str(output), "--force", "--quiet"] + (["--rev", rev] if rev else [])
     dvc(*arguments)
     if rev or not Path(repo).is_dir():
-        from dvc.api import read
-
-        pointer = read(f"{path}.dvc", repo=repo, rev=rev, mode="r")
-        digest: str = yaml.safe_load(pointer)["outs"][0]["md5"]
-        return digest
+        return _digest_at(repo, path, rev)
     return digest_of(path, Path(repo))
+
+
+def _digest_at(repo: str, path: str, rev: str | None) -> str:
+    """`digest_of` in a repository at a revision."""
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(repo, rev=rev)
+    names = [f"{path}.dvc"] if files.exists(f"{path}.dvc") else sorted(files.glob(f"{path}/*.dvc"))
+    return _joined({Path(name): files.read_text(name) for name in names}, path)
 
 
 def git_commit() -> str:

@@ -1,15 +1,182 @@
 """`voiceflow data`: have the data, and know which version it is."""
 
+import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.markup import escape
 
 from voiceflow.cli.console import emit_json, out, stage_progress
 from voiceflow.config import load_params
+from voiceflow.errors import ConfigError, DataRefusedError
 
-app = typer.Typer(help="Have the data, and know which version it is.", no_args_is_help=True)
+
+class Split(StrEnum):
+    """What conversations of a corpus are for."""
+
+    TRAIN = "train"
+    DEV = "dev"
+    TEST = "test"
+    RECORDED = "recorded"
+
+
+app = typer.Typer(help="Get corpora, check them, and know which version they are.", no_args_is_help=True)
+Descriptions = Annotated[Path, typer.Option(help="Folder of corpus descriptions.")]
+DESCRIBED = Path("data/corpora")
+
+
+@app.command("list")
+def list_(
+    corpora: Descriptions = DESCRIBED,
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Corpora by name: what they are, their licences and sizes, and whether they are here."""
+    from rich.table import Table
+
+    from voiceflow.corpora.description import read_descriptions
+    from voiceflow.corpora.get import stored_path
+    from voiceflow.corpora.read import ABOUT
+
+    described = read_descriptions(corpora)
+    here = {name: (stored_path(corpus) / ABOUT).is_file() for name, corpus in described.items()}
+    if json_:
+        emit_json([corpus.model_dump(mode="json") | {"here": here[name]} for name, corpus in described.items()])
+        return
+    table = Table("name", "kind", "hours", "download", "licence", "here")
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for name, corpus in described.items():
+        size = "" if corpus.download_gb is None else f"{corpus.download_gb:g} GB"
+        table.add_row(
+            name,
+            corpus.kind,
+            "" if corpus.hours is None else f"{corpus.hours:g}",
+            size if corpus.access in ("open", "local") else corpus.access,
+            corpus.licence,
+            "yes" if here[name] else "",
+        )
+    out.print(table)
+
+
+@app.command()
+def get(
+    names: Annotated[list[str], typer.Argument(help="Names of `voiceflow data list`.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Licences are accepted, sizes are fine: do not ask.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option(help="URL or folder with <corpus>/<file>, instead of the publishers.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="The unpacked corpus is in this folder already.")
+    ] = None,
+    corpora: Descriptions = DESCRIBED,
+    downloads: Annotated[
+        Path | None, typer.Option(help="Where downloads go; by default $VOICEFLOW_HOME/downloads.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.", min=0)] = 0,
+) -> None:
+    """Download corpora, verify them, and store them under data/, versioned by DVC.
+
+    Run it again after anything that went wrong: it goes on from there.
+    """
+    from voiceflow.adapters.data_versions import track
+    from voiceflow.adapters.home import home
+    from voiceflow.corpora.description import find_corpus
+    from voiceflow.corpora.get import get_corpus, stored_path
+
+    if source is not None and len(names) != 1:
+        raise ConfigError(f"--from holds one corpus, {len(names)} were named")
+    wanted = [find_corpus(name, corpora) for name in names]
+    for corpus in wanted:
+        size = f"{corpus.download_gb:.3g} GB to download" if corpus.download_gb and source is None else "no download"
+        out.print(f"{corpus.name}: {corpus.title}; {size}; licence: {corpus.licence}", markup=False)
+        if corpus.licence_url:
+            out.print(f"  {corpus.licence_url}", markup=False)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to accept licences and sizes; pass --yes if you do")
+        typer.confirm("Do you accept the licences, and shall these be downloaded?", abort=True)
+    for corpus in wanted:
+        with stage_progress() as progress:
+            stored = get_corpus(
+                corpus,
+                downloads=downloads or home() / "downloads",
+                descriptions=corpora,
+                mirror=mirror,
+                source=source,
+                num_workers=workers,
+                progress=progress,
+            )
+        for split, row in stored["splits"].items():
+            counts = f"{row['recordings']} recordings, {row['hours']:.2f} h, {row['num_speakers']} speakers"
+            out.print(f"{corpus.name} {split}: {counts}", markup=False)
+        track(stored_path(corpus), lambda sentence: out.print(sentence, markup=False))
+    folders = {corpus.kind: stored_path(corpus).parent for corpus in wanted}
+    flags = {"voices": "--corpus", "conversations": "--recorded"}
+    used = " ".join(f"{flags[kind]} {folder}" for kind, folder in folders.items() if kind in flags)
+    if used:
+        out.print(f"train with them: voiceflow run {used}")
+
+
+@app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(help="Recordings with RTTM files, utterances, or lhotse manifests.")],
+    name: Annotated[str, typer.Option(help="What to call the corpus.")],
+    licence: Annotated[str, typer.Option(help="Under what terms it may be used.")],
+    title: Annotated[str, typer.Option(help="What it is.")] = "",
+    language: Annotated[str, typer.Option(help="What is spoken.")] = "unknown",
+    split: Annotated[
+        Split, typer.Option(help="train, dev, test, or recorded: tested on, apart from the test set.")
+    ] = Split.RECORDED,
+    own_names: Annotated[
+        bool, typer.Option("--own-names", help="Speakers' names mean somebody else in every recording.")
+    ] = False,
+    quarantine: Annotated[bool, typer.Option(help="Leave recordings with critical faults out.")] = False,
+    corpora: Descriptions = DESCRIBED,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.", min=0)] = 0,
+) -> None:
+    """Check a folder of your own and take it in as a corpus, described and versioned like the others."""
+    from voiceflow.adapters.data_versions import track
+    from voiceflow.corpora.description import Corpus
+    from voiceflow.corpora.get import get_corpus, stored_path
+    from voiceflow.stages.dataset import items_in, kind_of
+    from voiceflow.stages.validate import PAGE
+    from voiceflow.stages.validate import check as run
+
+    config = load_params().validate_.model_copy(update={"quarantine": quarantine, "num_workers": workers})
+    report = Path("reports/check") / name
+    items = items_in(folder)
+    with stage_progress() as progress:
+        verdict = run(config, items, report, progress=progress)
+    print_verdict(verdict, report / PAGE)
+    if not verdict["passed"]:
+        raise DataRefusedError([fault["message"] for fault in verdict["faults"]], str(report / PAGE))
+    kind = kind_of(folder)
+    corpus = Corpus(
+        name=name,
+        title=title or name,
+        kind=kind,
+        source=str(folder),
+        licence=licence,
+        language=language,
+        access="local",
+        recipe="utterances" if kind == "voices" else "conversations",
+        options={"without": sorted(verdict["quarantined"])},
+        splits={"all": split.value} if kind == "conversations" else {},
+        speakers="recording" if own_names else "corpus",
+    )
+    with stage_progress() as progress:
+        get_corpus(
+            corpus, downloads=folder, descriptions=corpora, source=folder, num_workers=workers, progress=progress
+        )
+    text = yaml.safe_dump(corpus.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    corpora.mkdir(parents=True, exist_ok=True)
+    (corpora / f"{name}.yaml").write_text(text, encoding="utf-8")
+    track(stored_path(corpus), lambda sentence: out.print(sentence, markup=False))
 
 
 @app.command()

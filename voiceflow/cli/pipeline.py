@@ -35,6 +35,10 @@ def run(
     data_rev: Annotated[
         str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")
     ] = "",
+    corpus: Annotated[str | None, typer.Option(help="Tracked folder of voices, instead of prepare.corpus.")] = None,
+    recorded: Annotated[
+        str | None, typer.Option(help="Tracked folder of conversations, instead of prepare.recorded.")
+    ] = None,
     params: Annotated[Path | None, typer.Option(help="Another params.yaml.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -47,6 +51,9 @@ def run(
     values = load_params(params, profile=profile)
     if from_scratch:
         values = values.model_copy(update={"train": values.train.model_copy(update={"init_from": "scratch"})})
+    asked = {"corpus": corpus, "recorded": recorded}
+    chosen = {name: path for name, path in asked.items() if path is not None}
+    values = values.model_copy(update={"prepare": values.prepare.model_copy(update=chosen)})
     target = "cpu" if provider == "cpu" else "t4"
     values = values.model_copy(update={"promote": values.promote.model_copy(update={"target_device": target})})
     if host:

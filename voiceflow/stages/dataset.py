@@ -11,13 +11,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
 from voiceflow.audio import FloatArray, load_audio
 from voiceflow.checks.measure import VOICES, Item
 from voiceflow.config import Section
-from voiceflow.corpora.read import UNSPLIT, AudioPlace, read_conversations, read_utterances
+from voiceflow.corpora.read import UNSPLIT, AudioPlace, about, corpora_in, read_conversations, read_utterances
 from voiceflow.errors import DataError, VoiceflowError
 from voiceflow.simulation.acoustics import CONDITIONS, HEADSET
 from voiceflow.turns import Turn, read_rttm
@@ -123,26 +124,35 @@ def items_in(folder: Path) -> list[Item]:
     """
     if (folder / "recordings.jsonl").is_file():
         return dataset_items(folder)
-    try:
-        conversations = read_conversations(folder)
-    except DataError:
-        if not folder.is_dir():
-            raise
-        conversations = []
-    if any(conversation.turns for conversation in conversations) and not (folder / "utterances.csv").is_file():
-        return [
-            Item(
-                name=conversation.name,
-                place=conversation.place,
-                split=conversation.split,
-                condition=conversation.corpus,
-                turns=conversation.turns,
-                turns_error=conversation.turns_error,
-                declared_rate_hz=conversation.declared_rate_hz,
-            )
-            for conversation in conversations
-        ]
-    return _utterance_items(folder)
+    if kind_of(folder) == "voices":
+        return _utterance_items(folder)
+    return [
+        Item(
+            name=conversation.name,
+            place=conversation.place,
+            split=conversation.split,
+            condition=conversation.corpus,
+            turns=conversation.turns,
+            turns_error=conversation.turns_error,
+            declared_rate_hz=conversation.declared_rate_hz,
+        )
+        for conversation in read_conversations(folder)
+    ]
+
+
+def kind_of(folder: Path) -> Literal["voices", "conversations"]:
+    """Whether a folder holds utterances of single voices, or conversations: the latter have RTTM files, or say so.
+
+    Raises:
+        DataError: No such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected recordings with RTTM files, utterances, or a dataset")
+    told = {about(part).get("kind") for part in corpora_in(folder)} - {None}
+    if told:
+        return "voices" if told == {"voices"} else "conversations"
+    is_table = any((part / "utterances.csv").is_file() for part in corpora_in(folder))
+    return "conversations" if not is_table and any(folder.rglob("*.rttm")) else "voices"
 
 
 def _utterance_items(folder: Path) -> list[Item]:

@@ -19,9 +19,9 @@ from voiceflow.errors import DataError
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
 from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
 from voiceflow.stages.dataset import Recording, write_recordings
-from voiceflow.stages.workers import in_parallel
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
+from voiceflow.workers import in_parallel
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""

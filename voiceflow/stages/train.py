@@ -20,7 +20,6 @@ from voiceflow.models.diarizer import Diarizer
 from voiceflow.simulation.sounds import background_events, textures, tunes
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.stages.scoring import TorchStep
-from voiceflow.stages.workers import in_parallel
 from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, FrameGrid
@@ -28,6 +27,7 @@ from voiceflow.training.data import LOG_FLOOR, Example, HalfArray, make_example
 from voiceflow.training.grow import grow
 from voiceflow.training.loop import StepMetrics, Trainer
 from voiceflow.turns import scores_to_turns, turns_to_activity
+from voiceflow.workers import in_parallel
 
 Watcher = Callable[[StepMetrics], None]
 

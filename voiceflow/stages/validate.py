@@ -14,7 +14,7 @@ from voiceflow.corpora.read import UNSPLIT
 from voiceflow.errors import DataRefusedError
 from voiceflow.stages.data_docs import render_page, summarise
 from voiceflow.stages.dataset import QUARANTINE, dataset_items
-from voiceflow.stages.workers import in_parallel
+from voiceflow.workers import in_parallel
 
 MAX_ROWS_TOLD = 5
 SPLIT_TABLES = ("splits", "conditions")
