@@ -19,11 +19,11 @@ from voiceflow.corpora.read import ABOUT, UNSPLIT
 from voiceflow.corpora.recipes import Parts
 from voiceflow.errors import DataError
 from voiceflow.timebase import SAMPLE_RATE_HZ
+from voiceflow.unfinished import begin, finish
 from voiceflow.workers import in_parallel
 
 SHARD_S = 3600.0
 """Audio in one shard, about; a speaker's utterances are never in two."""
-PLAN = "plan.json"
 
 
 def store_corpus(
@@ -56,10 +56,9 @@ def store_corpus(
     plan = _plan(corpus, parts, shard_s)
     if not plan:
         raise DataError(f"{corpus.name}: none of its parts {sorted(parts)} is among its splits {sorted(corpus.splits)}")
-    partial = folder.with_name(folder.name + ".partial")
     state = hashlib.sha256(json.dumps([revision, corpus.model_dump(mode="json"), shard_s]).encode()).hexdigest()
     try:
-        _begin(partial, state)
+        partial = begin(folder, state)
         jobs = [(cuts, corpus, str(partial / split), number) for split, number, cuts in plan]
         totals = []
         for done, total in enumerate(in_parallel(_write_shard, jobs, num_workers=num_workers, few=1), start=1):
@@ -67,7 +66,7 @@ def store_corpus(
             progress(f"store {corpus.name}", done, len(jobs))
     except OSError as err:
         raise DataError(
-            f"{partial}: cannot be written ({err.strerror or err}); shards that are whole are kept, run the command "
+            f"{folder}: cannot be written ({err.strerror or err}); shards that are whole are kept, run the command "
             "again to go on"
         ) from err
     summary = {
@@ -87,21 +86,9 @@ def store_corpus(
     for row in summary["splits"].values():  # type: ignore[attr-defined]
         row["hours"] = round(row["hours"], 4)
         row["num_speakers"] = len(row.pop("speakers"))
-    (partial / PLAN).unlink()
     (partial / ABOUT).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    finish(partial, folder)
     return summary
-
-
-def _begin(partial: Path, state: str) -> None:
-    """Keep the shards of the same plan, nothing of another."""
-    plan = partial / PLAN
-    if partial.exists() and (not plan.is_file() or plan.read_text(encoding="utf-8") != state):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    plan.write_text(state, encoding="utf-8")
 
 
 def _plan(corpus: Corpus, parts: Parts, shard_s: float) -> list[tuple[str, int, list[Any]]]:

@@ -1,10 +1,10 @@
 """prepare: from utterances to conversations with exact turns, and recorded ones as they are."""
 
 import functools
+import hashlib
 import itertools
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_s
 from voiceflow.stages.dataset import Recording, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
+from voiceflow.unfinished import begin, finish
 from voiceflow.workers import in_parallel
 
 Progress = Callable[[str, int, int], None]
@@ -31,6 +32,8 @@ MAX_SPEECH_S = 240.0
 """Speech read of one speaker at most: enough for any conversation."""
 
 
+DONE = "done.jsonl"
+"""While a dataset is made: what of it is whole."""
 MIN_PIECE_S = 10.0
 """What is left at the end of a conversation that is cut into pieces, if it is shorter, is not used."""
 
@@ -109,26 +112,17 @@ def prepare(
         for split, count in config.conversations.model_dump().items()
         for plan in plan_conversations(config, split, splits[split], count)
     ]
-    if output.exists():
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="voiceflow-segments-") as scratch:
-        plans = _extract_segments(config, utterances, splits, plans, Path(scratch), progress)
-        # Sounds come from the voices of training alone.
-        sound_speakers = tuple(sorted({name for plan in plans if plan.split == "train" for name in plan.speakers}))
-        jobs = [(plan, config, Path(scratch), output, sound_speakers) for plan in plans]
-        recordings = list(
-            _track(
-                in_parallel(_simulate_one, jobs, num_workers=config.num_workers, few=1), "simulate", len(jobs), progress
-            )
-        )
-    if recorded is not None:
-        taken = [(conversation, config.conversation_s, output) for conversation in _readable(recorded)]
-        for pieces in _track(
-            in_parallel(_take_recorded, taken, num_workers=config.num_workers), "take recorded", len(taken), progress
-        ):
-            recordings += pieces
-    write_recordings(output, recordings)
+    made = json.dumps(
+        {"revision": revision, "config": config.model_dump(mode="json"), "recorded": recorded is not None}
+    )
+    try:
+        partial = begin(output, hashlib.sha256(made.encode()).hexdigest())
+        recordings = _make(config, utterances, splits, plans, partial, recorded, progress)
+    except OSError as err:
+        raise DataError(
+            f"{output}: cannot be written ({err.strerror or err}); what is whole is kept, "
+            "run the command again to go on"
+        ) from err
     summary = {
         "revision": revision,
         "seed": config.seed,
@@ -142,8 +136,75 @@ def prepare(
             for split in ("train", "dev", "test", "recorded")
         },
     }
-    (output / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    finish(partial, output)
     return summary
+
+
+def _make(
+    config: PrepareConfig,
+    utterances: dict[str, list[Utterance]],
+    splits: dict[str, list[str]],
+    plans: list[ConversationPlan],
+    output: Path,
+    recorded: Path | None,
+    progress: Progress,
+) -> list[Recording]:
+    """Audio, turns and manifest of a dataset; recordings that an earlier run has made are kept."""
+    done = _done(output)
+    talks = [] if recorded is None else _readable(recorded)
+    with (
+        (output / DONE).open("w", encoding="utf-8") as ledger,
+        tempfile.TemporaryDirectory(prefix="voiceflow-segments-") as folder,
+    ):
+
+        def keep(key: str, recordings: list[Recording]) -> None:
+            done[key] = recordings
+            rows = [recording.model_dump(mode="json") for recording in recordings]
+            ledger.write(json.dumps({"key": key, "recordings": rows}) + "\n")
+            ledger.flush()
+
+        for key, recordings in list(done.items()):
+            keep(key, recordings)
+        scratch = Path(folder)
+        plans = _extract_segments(config, utterances, splits, plans, scratch, progress)
+        # Sounds come from the voices of training alone.
+        sound_speakers = tuple(sorted({name for plan in plans if plan.split == "train" for name in plan.speakers}))
+        plans = [plan for plan in plans if plan.name not in done]
+        jobs = [(plan, config, scratch, output, sound_speakers) for plan in plans]
+        made = in_parallel(_simulate_one, jobs, num_workers=config.num_workers, few=1)
+        for plan, recording in zip(plans, _track(made, "simulate", len(jobs), progress), strict=True):
+            keep(plan.name, [recording])
+        talks = [talk for talk in talks if f"recorded {talk.name}" not in done]
+        taken = in_parallel(
+            _take_recorded, [(talk, config.conversation_s, output) for talk in talks], num_workers=config.num_workers
+        )
+        for talk, pieces in zip(talks, _track(taken, "take recorded", len(talks), progress), strict=True):
+            keep(f"recorded {talk.name}", pieces)
+    recordings = [recording for pieces in done.values() for recording in pieces]
+    write_recordings(output, recordings)
+    (output / DONE).unlink()
+    return recordings
+
+
+def _done(output: Path) -> dict[str, list[Recording]]:
+    """What an earlier run has written down, as far as its files are what they were."""
+    done: dict[str, list[Recording]] = {}
+    path = output / DONE
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break  # the run ended while it wrote this line
+        recordings = [Recording.model_validate(row) for row in entry["recordings"]]
+        if all(_is_whole(output, recording) for recording in recordings):
+            done[entry["key"]] = recordings
+    return done
+
+
+def _is_whole(output: Path, recording: Recording) -> bool:
+    audio = output / recording.audio
+    return audio.is_file() and (output / recording.rttm).is_file() and file_digest(audio) == recording.digest
 
 
 def _extract_segments(

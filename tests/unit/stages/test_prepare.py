@@ -1,4 +1,6 @@
 import csv
+import errno
+import os
 
 import lhotse
 import pytest
@@ -98,3 +100,73 @@ def test_a_corpus_that_is_not_there_or_malformed_is_told(tmp_path):
         csv.writer(file).writerows([["path", "speaker", "start_s", "end_s"], ["a.wav", "x", "2.0", "1.0"]])
     with pytest.raises(DataError, match="line 2"):
         read_utterances(tmp_path)
+
+
+def test_a_prepare_that_was_killed_leaves_nothing_whole_and_goes_on_where_it_was(params, corpus, tmp_path):
+    config = small(params).prepare
+    prepare(config, tmp_path / "whole", corpus=corpus, revision="x")
+    target = tmp_path / "out" / "prepared"
+
+    class Killed(BaseException):
+        pass
+
+    def die_at_five(what, done, total):
+        if what == "simulate" and done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(config, target, corpus=corpus, revision="x", progress=die_at_five)
+    assert not target.exists()
+    partial = target.with_name("prepared.partial")
+    # One of those made is damaged, and the ledger breaks off in the middle of a line.
+    kept = sorted(partial.rglob("*.flac"))
+    kept[0].write_bytes(b"half")
+    ledger = partial / "done.jsonl"
+    ledger.write_text(ledger.read_text() + '{"key": "trai')
+    times = {path.name: path.stat().st_mtime_ns for path in kept[1:4]}
+    said = []
+    prepare(config, target, corpus=corpus, revision="x", progress=lambda what, done, total: said.append((what, total)))
+    assert ("simulate", 10 - 3) in said or ("simulate", 10 - 4) in said
+    assert not partial.exists()
+    files = {path.relative_to(target): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    whole = tmp_path / "whole"
+    assert files == {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert sum(path.stat().st_mtime_ns == times.get(path.name) for path in target.rglob("*.flac")) >= 2
+
+
+def test_what_another_configuration_left_is_not_used(params, corpus, tmp_path):
+    config = small(params).prepare
+    partial = tmp_path / "prepared.partial"
+    (partial / "audio").mkdir(parents=True)
+    (partial / "audio" / "stranger.flac").write_bytes(b"x")
+    prepare(config, tmp_path / "prepared", corpus=corpus, revision="x")
+    assert not list((tmp_path / "prepared").rglob("stranger.flac"))
+
+
+def test_a_full_disk_is_told_and_what_is_whole_is_kept(params, corpus, tmp_path, monkeypatch):
+    from voiceflow.stages import prepare as module
+
+    written = 0
+    real = module.write_flac
+
+    def fills_up(path, samples):
+        nonlocal written
+        written += 1
+        if written > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, samples)
+
+    monkeypatch.setattr(module, "write_flac", fills_up)
+    with pytest.raises(DataError, match=r"No space left .* run the command again to go on"):
+        prepare(small(params).prepare, tmp_path / "prepared", corpus=corpus, revision="x")
+    monkeypatch.undo()
+    assert not (tmp_path / "prepared").exists()
+    said = []
+    prepare(
+        small(params).prepare,
+        tmp_path / "prepared",
+        corpus=corpus,
+        revision="x",
+        progress=lambda what, done, total: said.append((what, total)),
+    )
+    assert ("simulate", 7) in said
