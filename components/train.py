@@ -13,6 +13,7 @@ def train(
     data_revision: str,
     git_commit: str,
     code_revision: str,
+    reason: str,
     dataset: dsl.Input[dsl.Dataset],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -26,6 +27,7 @@ def train(
         data_revision: DVC revision of the data.
         git_commit: Commit of the code.
         code_revision: Digest of the code, so that a change runs the step again.
+        reason: Why this run was started; a tag of the MLflow run.
         dataset: Output of prepare.
         trained: Weights, thresholds, learning curve, and run.json with the MLflow run.
         metrics: Summary figures.
@@ -55,6 +57,8 @@ def train(
 
     with tracking_run(name="training") as active:
         mlflow.set_tags({"data_revision": data_revision, "git_commit": git_commit, "code_revision": code_revision})
+        if reason:
+            mlflow.set_tag("reason", reason)
         for prefix, text in (("train", config_json), ("model", model_json)):
             mlflow.log_params({f"{prefix}.{name}": value for name, value in json.loads(text).items()})
         summary = run(

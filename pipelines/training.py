@@ -42,6 +42,7 @@ def training(
     version: str,
     data_rev: str = "",
     recorded: str = "",
+    reason: str = "",
     provider: str = "cuda",
     accept_equal: bool = False,
 ) -> str:
@@ -63,6 +64,7 @@ def training(
         data_revision=data_revision,
         git_commit=git_commit,
         code_revision=code_revision,
+        reason=reason,
         dataset=prepared.outputs["dataset"],
     ).after(validated)
     evaluated = evaluate(

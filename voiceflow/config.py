@@ -357,6 +357,29 @@ class RolloutConfig(Section):
         return self
 
 
+class DriftConfig(Section):
+    """What is kept of live streams, and when they count as other streams than the model was judged on."""
+
+    sample_share: float = Field(ge=0, le=1)
+    """Share of streams whose statistics are kept; 0 for none."""
+    min_audio_s: float = Field(gt=0)
+    """Shorter streams say too little."""
+    stretch_s: float = Field(gt=0)
+    """A longer stream is told in stretches of this length."""
+    keep_days: float = Field(gt=0)
+    """After so long statistics are deleted."""
+    window_streams: int = Field(ge=20)
+    """The last so many are compared."""
+    min_streams: int = Field(ge=10)
+    """With fewer nothing is said."""
+    false_alarm: float = Field(gt=0, lt=0.5)
+    """Chance of any alarm in a comparison where nothing has changed, over all statistics together."""
+    min_distance: float = Field(ge=0)
+    """A change smaller than this, in standard deviations of the reference, is none, however sure it is."""
+    more_of_slice: float = Field(ge=1)
+    """Training for drift draws the condition it was named with so many times as often."""
+
+
 class StreamingConfig(Section):
     """Defaults and limits of live streams."""
 
@@ -410,6 +433,7 @@ class Params(Section):
     latency: LatencyConfig
     promote: PromoteConfig
     rollout: RolloutConfig
+    drift: DriftConfig
     streaming: StreamingConfig
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ CONTRACT_VERSION = 1
 METADATA_KEY = "voiceflow"
 MAX_SIZE_MB = 10.0
 MODEL_FILE, HALF_FILE = "diarizer.onnx", "diarizer.fp16.onnx"
+REFERENCE_FILE = "reference.jsonl"
+"""Beside a model: statistics of the streams that it was judged on."""
 """In the folder of a version: what CPUs serve, and what GPUs do where it is there."""
 MAX_STATE_KIB = 64.0
 MAX_OPSET = 22

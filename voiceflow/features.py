@@ -23,6 +23,18 @@ BLOCK_ROWS = 16
 """Streams whose spectra are computed together: what is in hand stays in a core's cache."""
 
 
+def _mel_edges_hz() -> npt.NDArray[np.float64]:
+    low_mel, high_mel = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (20.0, 7600.0))
+    edges_hz: npt.NDArray[np.float64] = 700.0 * (
+        10.0 ** (np.linspace(low_mel, high_mel, NUM_MEL_BINS + 2) / 2595.0) - 1
+    )
+    return edges_hz
+
+
+MEL_CENTRES_HZ = _mel_edges_hz()[1:-1]
+"""Where each bin is most sensitive, shape (80,)."""
+
+
 def mel_filters() -> FloatArray:
     """Triangular filters from 20 to 7600 Hz on the HTK mel scale.
 
@@ -32,8 +44,7 @@ def mel_filters() -> FloatArray:
     Source:
         Young et al., The HTK Book, equation 5.13.
     """
-    low_mel, high_mel = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (20.0, 7600.0))
-    edges_hz = 700.0 * (10.0 ** (np.linspace(low_mel, high_mel, NUM_MEL_BINS + 2) / 2595.0) - 1.0)
+    edges_hz = _mel_edges_hz()
     bins_hz = np.fft.rfftfreq(FFT_SAMPLES, 1.0 / SAMPLE_RATE_HZ)[:, None]
     rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
     falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])

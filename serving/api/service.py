@@ -81,7 +81,7 @@ class Service:
     def start(self) -> None:
         """Begin to look after connections, conversations and models; in a running loop."""
         loop = asyncio.get_running_loop()
-        work = (self._sweep(), self.keeper.look_after(SWEEP_S), self.variants.watch())
+        work = (self._sweep(), self.keeper.look_after(SWEEP_S), self.variants.watch(), self.variants.observe())
         self._sweepers = [loop.create_task(one) for one in work]
 
     # streams
@@ -234,3 +234,5 @@ class Service:
             connection.close(DRAINED, "drained")
         while self.tasks and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.02)
+        if self.variants.observer is not None:
+            await self.variants.observer.flush()

@@ -26,6 +26,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.environ.get(SPLIT_VARIABLE),
         help="file or redis:// address that says which models new streams get; see `voiceflow rollout`",
     )
+    parser.add_argument(
+        "--statistics",
+        default=os.environ.get("VOICEFLOW_STATISTICS"),
+        help="folder or redis:// address for statistics of some streams, never audio; see docs/privacy.md",
+    )
     parser.add_argument("--speed_limit", type=float, default=None, help="audio seconds a second of one stream; 0: none")
     parser.add_argument(
         "--log_format", default=os.environ.get("VOICEFLOW_LOG_FORMAT", "json"), choices=["json", "text"]

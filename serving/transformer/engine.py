@@ -15,6 +15,7 @@ import numpy as np
 
 from serving.transformer import metrics
 from serving.transformer.metrics import ModelMetrics
+from serving.transformer.observer import Observer
 from voiceflow.config import StreamingConfig
 from voiceflow.contract import ModelMetadata
 from voiceflow.runtime import StepModel
@@ -131,6 +132,10 @@ class Engine:
     ) -> None:
         self.metadata = metadata
         self.config = config
+        self.variant = variant
+        """What its metrics are labelled with."""
+        self.observer: Observer | None = None
+        """Told of streams that are watched, before they leave."""
         self.metrics = ModelMetrics(metadata.version, variant)
         self.is_beside = False
         """Whether steps are done in a thread, where that is possible: a slow one makes its own streams wait only."""
@@ -253,6 +258,8 @@ class Engine:
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
         if self.holds(stream):
+            if self.observer is not None and stream.session.is_watched:
+                self.observer.note(stream)
             del self._streams[stream.session.row]
             self._aside.discard(stream.session.row)
             self._lanes.leave(stream.session)

@@ -39,6 +39,7 @@ REFUSALS = Counter("voiceflow_refusals_total", "Errors told to clients, by code.
 RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
 CPU_SECONDS = Counter("voiceflow_cpu_seconds_total", "CPU time of the server's processes.")
 MEMORY = Gauge("voiceflow_memory_bytes", "Resident memory of the server's processes.", multiprocess_mode="livesum")
+OBSERVED_STREAMS = Counter("voiceflow_observed_streams_total", "Streams, or stretches, whose statistics were kept.")
 CHECKPOINTS = Counter("voiceflow_checkpoints_total", "Streams saved to the store.")
 _FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.", _MODEL)
 

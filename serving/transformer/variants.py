@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.transformer.engine import ENOUGH_STREAMS, Engine, Stream
 from serving.transformer.metrics import IS_UP, ModelMetrics
+from serving.transformer.observer import FLUSH_S, Observer
 from voiceflow.config import StreamingConfig
 from voiceflow.errors import StreamError, VoiceflowError
 from voiceflow.provenance import Provenance
@@ -98,9 +99,18 @@ class Variants:
         config: Limits.
         load: Loads others.
         read: The split; may raise VoiceflowError.
+        observer: Keeps statistics of some of the champion's streams.
     """
 
-    def __init__(self, champion: Variant, config: StreamingConfig, *, load: Load, read: Read | None = None) -> None:
+    def __init__(
+        self,
+        champion: Variant,
+        config: StreamingConfig,
+        *,
+        load: Load,
+        read: Read | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.champion = champion
         self.challenger: Variant | None = None
         self.others: list[Variant] = []
@@ -113,6 +123,7 @@ class Variants:
         self._cost = champion.engine.cost
         self._split: Split | None = None
         self._seen: Split | None = None
+        self.observer = observer
         self._credit = 0.0
         """Streams that the challenger may have by its share of those that opened, less those that it had."""
         self._failed: dict[str, tuple[float, str]] = {}
@@ -162,6 +173,9 @@ class Variants:
         stream = variant.engine.open(settings, keep_s=self._config.keep_s)
         if variant is not self.champion:
             stream.session.keep_recent(self._config.replay_s)
+        elif self.observer is not None:
+            variant.engine.observer = self.observer
+            self.observer.maybe_watch(stream)
         variant.engine.metrics.opened.inc()
         return stream
 
@@ -264,6 +278,14 @@ class Variants:
             for variant in self.all
         ]
         return rows + [{"key": key, "is_up": False, "error": why} for key, (_, why) in self._failed.items()]
+
+    async def observe(self) -> None:
+        """Write statistics of streams until cancelled."""
+        while self.observer is not None:
+            await asyncio.sleep(FLUSH_S)
+            for variant in self.all:
+                self.observer.note_long(variant.engine.streams)
+            await self.observer.flush()
 
     # the split
 

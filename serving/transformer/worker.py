@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
+import socket
 from pathlib import Path
 
 import uvloop
@@ -17,10 +19,12 @@ from serving.tracing import Tracer
 from serving.transformer.engine import Engine, measure_cost
 from serving.transformer.fellows import HTTP_WORKER, Fellows
 from serving.transformer.front import Front, listen
+from serving.transformer.observer import Observer
 from serving.transformer.variants import Variant, Variants
 from voiceflow.adapters.fetch import fetch_model
 from voiceflow.adapters.registry import served_model
 from voiceflow.adapters.splits import Notes, notes_at, read_split
+from voiceflow.adapters.stream_log import stream_log_at
 from voiceflow.audio import file_digest
 from voiceflow.config import StreamingConfig, load_params
 from voiceflow.errors import ModelError, PlatformError, VoiceflowError
@@ -64,7 +68,13 @@ def build_variants(arguments: argparse.Namespace) -> Variants:
         config,
         load=lambda served, role: load_variant(served, role, config, model_name=arguments.model_name),
         read=None if notes is None else lambda: read_split(notes),
+        observer=None if not arguments.statistics else _observer(arguments.statistics),
     )
+
+
+def _observer(where: str) -> Observer:
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    return Observer(stream_log_at(where, name=name), load_params().drift)
 
 
 def _split_now(notes: Notes) -> Split | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from voiceflow.adapters.registry import MODEL_NAME, MlflowRegistry
-from voiceflow.contract import HALF_FILE, MODEL_FILE
+from voiceflow.contract import HALF_FILE, MODEL_FILE, REFERENCE_FILE
 from voiceflow.errors import ModelError
 from voiceflow.stages.export import FILES
 from voiceflow.stages.judging import Candidate
@@ -55,13 +55,14 @@ def _exported(folder: Path, latency: Path, *, run_id: str | None = None) -> Cand
     if not model.is_file():
         raise ModelError(f"{model} is missing; run `voiceflow stage export` first, or name a version or a run")
     paths = {"export": export, "latency": latency}
+    beside = {HALF_FILE: folder / FILES["fp16"], REFERENCE_FILE: folder / REFERENCE_FILE}
     recorded = ""
     if export.is_file():
         recorded = str(json.loads(export.read_text(encoding="utf-8"))["files"]["int8"]["digest"])
     return Candidate(
         model,
         {name: path for name, path in paths.items() if path.is_file()},
-        {HALF_FILE: folder / FILES["fp16"]} if (folder / FILES["fp16"]).is_file() else {},
+        {name: path for name, path in beside.items() if path.is_file()},
         digest=recorded,
         run_id=run_id,
     )

@@ -48,6 +48,13 @@ def serve(
             help="File or redis:// address that says which models new streams get; `voiceflow rollout` writes it.",
         ),
     ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VOICEFLOW_STATISTICS",
+            help="Folder or redis:// address for statistics of some streams, never audio, for `voiceflow drift`.",
+        ),
+    ] = None,
     verify_key: Annotated[
         Path | None,
         typer.Option(envvar="VOICEFLOW_VERIFY_KEY", help="Public key that the model must be signed for."),
@@ -63,6 +70,7 @@ def serve(
         "--max_streams": max_streams,
         "--predictor_host": predictor_host,
         "--split": split,
+        "--statistics": statistics,
     }
     for name, value in options.items():
         if value is not None:

@@ -5,7 +5,7 @@ import sys
 import typer
 
 import voiceflow
-from voiceflow.cli import audio, data, live, pipeline, registry, rollout, stages, t4
+from voiceflow.cli import audio, data, drift, live, pipeline, registry, rollout, stages, t4
 from voiceflow.cli.console import error
 from voiceflow.errors import ConfigError, VoiceflowError
 
@@ -29,6 +29,7 @@ app.command("promote")(registry.promote)
 app.command("rollout")(rollout.rollout)
 app.command("rollback")(registry.rollback)
 app.command("history")(registry.history)
+app.command("drift")(drift.drift)
 
 
 def _version(wanted: bool) -> None:

@@ -35,6 +35,10 @@ def run(
     data_rev: Annotated[
         str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")
     ] = "",
+    for_slice: Annotated[
+        str | None, typer.Option(help="Train for this condition: it is drawn drift.more_of_slice times as often.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why this run was started; a tag of its MLflow run.")] = "",
     corpus: Annotated[str | None, typer.Option(help="Tracked folder of voices, instead of prepare.corpus.")] = None,
     recorded: Annotated[
         str | None, typer.Option(help="Tracked folder of conversations, instead of prepare.recorded.")
@@ -54,6 +58,9 @@ def run(
     asked = {"corpus": corpus, "recorded": recorded}
     chosen = {name: path for name, path in asked.items() if path is not None}
     values = values.model_copy(update={"prepare": values.prepare.model_copy(update=chosen)})
+    if for_slice is not None:
+        values = more_of(values, for_slice)
+        reason = reason or f"for slice {for_slice}"
     target = "cpu" if provider == "cpu" else "t4"
     values = values.model_copy(update={"promote": values.promote.model_copy(update={"target_device": target})})
     if host:
@@ -66,6 +73,7 @@ def run(
             "data_revision": revision_of(config.corpus, config.recorded),
             "code_revision": code_revision(),
             "git_commit": git_commit(),
+            "reason": reason,
         }
         _submit(host, arguments)
         return
@@ -76,6 +84,7 @@ def run(
         "data_revision": version.revision,
         "code_revision": code_revision(),
         "git_commit": git_commit(),
+        "reason": reason,
     }
     summary = run_locally(arguments, quiet=json_)
     if json_:
@@ -84,6 +93,18 @@ def run(
         print_summary(summary)
     if summary["promote"]["becomes"] == "nothing":
         raise typer.Exit(1)
+
+
+def more_of(values: Params, condition: str) -> Params:
+    """Params whose training draws a condition more often; of none that is known, as they are."""
+    weights = values.prepare.conditions.model_dump()
+    if condition not in weights:
+        out.print(f"no condition {condition!r} to draw more of ({', '.join(weights)}): training as usual", markup=False)
+        return values
+    largest = max(weights.values())
+    weights[condition] = values.drift.more_of_slice * (weights[condition] or largest)
+    conditions = values.prepare.conditions.model_validate(weights)
+    return values.model_copy(update={"prepare": values.prepare.model_copy(update={"conditions": conditions})})
 
 
 def _arguments(

@@ -9,6 +9,7 @@ import numpy as np
 
 from voiceflow.audio import file_digest
 from voiceflow.config import EvaluateConfig, ExportConfig
+from voiceflow.contract import REFERENCE_FILE
 from voiceflow.export import (
     convert_fp16,
     export_fp32,
@@ -23,7 +24,7 @@ from voiceflow.gates import int8_gate, parity_gate, size_gate
 from voiceflow.metrics import by_slice, summarise
 from voiceflow.runtime import StepModel
 from voiceflow.stages.dataset import read_recordings, read_samples
-from voiceflow.stages.scoring import SplitScores, held_out, slices_of, table
+from voiceflow.stages.scoring import SplitScores, held_out, slices_of, table, write_reference
 from voiceflow.stages.train import load_trained
 from voiceflow.timebase import lookahead_steps
 
@@ -96,6 +97,8 @@ def export(
         if recorded:
             real = SplitScores(dataset, recorded, model, latency_s=evaluation.latency_s)
             figures[precision]["recorded"] = summarise(real.scores.values())
+    # What live streams are compared with, once this model serves them.
+    write_reference(output / REFERENCE_FILE, dataset, models["int8"], latency_s=evaluation.latency_s)
     for precision, path in paths.items():
         set_metadata(path, der=table(figures["int8" if precision == "int8" else "fp32"]))
     # A slice of few recordings, or of real ones that are not the test set, says too little to refuse by.

@@ -1,5 +1,6 @@
 """Scoring models on splits of a dataset: shared by evaluate, export and promote."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from voiceflow.contract import ModelMetadata
 from voiceflow.metrics import Score, score
 from voiceflow.models.diarizer import Diarizer
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
-from voiceflow.streaming.batch import Scorer, stream_recordings
+from voiceflow.streaming.batch import Scorer, stream_recordings, stream_statistics
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.turns import Turn
 
@@ -83,6 +84,24 @@ class SplitScores:
 
 def _labelled(turns: Sequence[Turn]) -> set[tuple[float, float, str]]:
     return {(turn.start_s, turn.end_s, turn.speaker) for turn in turns}
+
+
+REFERENCE_BATCH = 32
+
+
+def write_reference(path: Path, dataset: Path, model: Scorer, *, latency_s: float) -> None:
+    """Statistics of the dev and test conversations as live streams, a line each, with their conditions: what `drift`
+    compares live streams with."""
+    recordings = read_recordings(dataset, "dev") + held_out(dataset)
+    lines = []
+    for start in range(0, len(recordings), REFERENCE_BATCH):
+        batch = recordings[start : start + REFERENCE_BATCH]
+        rows = stream_statistics([read_samples(dataset, row) for row in batch], model, latency_s=latency_s)
+        lines += [
+            json.dumps(row.as_dict() | {"condition": recording.condition})
+            for recording, row in zip(batch, rows, strict=True)
+        ]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def held_out(dataset: Path) -> list[Recording]:

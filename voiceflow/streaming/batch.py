@@ -11,6 +11,7 @@ from voiceflow.errors import StreamError
 from voiceflow.streaming.lane import Lane
 from voiceflow.streaming.lanes import Lanes
 from voiceflow.streaming.session import StreamSettings, Voice
+from voiceflow.streaming.statistics import StreamStatistics
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
@@ -86,10 +87,17 @@ def stream_recordings(
     *,
     max_batch: int = 64,
     packet_samples: int = 16_000,
+    watched: bool = False,
 ) -> list[Lane]:
-    """The closed streams of whole recordings, side by side; arguments as for `diarize`."""
+    """The closed streams of whole recordings, side by side; arguments as for `diarize`.
+
+    Args:
+        watched: Whether statistics are counted, for `Lane.statistics`.
+    """
     lanes = Lanes(scorer.metadata, capacity=max(1, len(recordings)))
     streams = [lanes.open(settings) for _ in recordings]
+    for stream in streams if watched else ():
+        stream.watch()
     sent = [0] * len(recordings)
     waiting = list(range(len(recordings)))
     while waiting:
@@ -107,3 +115,12 @@ def stream_recordings(
             lanes.scatter(*scorer.step(*batch))
         waiting = [index for index in waiting if not streams[index].is_done]
     return streams
+
+
+def stream_statistics(
+    recordings: Sequence[FloatArray], scorer: Scorer, *, latency_s: float, max_batch: int = 64
+) -> list[StreamStatistics]:
+    """What each recording sounds like as a live stream; arguments as for `diarize`."""
+    settings = StreamSettings("pcm_f32le", latency_s=latency_s)
+    streams = stream_recordings(recordings, scorer, settings, max_batch=max_batch, watched=True)
+    return [stream.statistics() for stream in streams]

@@ -12,6 +12,7 @@ from voiceflow.streaming.events import Event
 from voiceflow.streaming.handover import Carried, Handover
 from voiceflow.streaming.session import Chunk, Flush, Session, StreamSettings
 from voiceflow.streaming.speakers import TurnTracker
+from voiceflow.streaming.statistics import StreamStatistics
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, STEP_SAMPLES
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Lane(Session):
         """What is left to do before this lane goes on for one of another model."""
         self._held: list[Event] = []
         """What that one had not told yet."""
+        self._watched_from_s = 0.0
         super().__init__(settings, lanes.metadata)
         if settings.sample_rate_hz == SAMPLE_RATE_HZ:
             self.width = SAMPLE_BYTES[settings.encoding]
@@ -259,6 +261,36 @@ class Lane(Session):
         if handover is not None and handover.is_due(self._tracker.num_steps, self._scored):
             self._tracker.tracked, events = handover.finish(self._tracker.tracked)
             self._events, self.handover = [*self._held, *events], None
+
+    # statistics
+
+    def watch(self) -> None:
+        """Count what it sounds like from now on, for `statistics`."""
+        self._watched_from_s = self.answered_s
+        self.lanes.watch.begin(self.row)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is."""
+        return self.lanes.holds(self) and self.lanes.watch.is_watched(self.row)
+
+    @property
+    def watched_s(self) -> float:
+        """Audio decided since it is watched, or since `statistics`."""
+        return self.answered_s - self._watched_from_s
+
+    def statistics(self) -> StreamStatistics:
+        """What it sounded like since `watch` or the last call; begins anew."""
+        since_s = self._watched_from_s
+        final, told = self._tracker.final, self._tracker.as_told
+        recent = [
+            (segment.turn, turn) for segment, turn in zip(final, told, strict=False) if segment.turn.end_s > since_s
+        ]
+        num_flips = sum(now.speaker != then.speaker for now, then in recent)
+        found = self.lanes.watch.read(self.row, [now for now, _ in recent], num_flips=num_flips)
+        self.lanes.watch.reset(self.row)
+        self._watched_from_s = self.answered_s
+        return found
 
     # results out
 

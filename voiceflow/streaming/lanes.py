@@ -29,6 +29,7 @@ from voiceflow.streaming.handover import Carried
 from voiceflow.streaming.lane import Lane
 from voiceflow.streaming.session import REPAIR_STEPS, SILENCE_F, StreamSettings, Voice
 from voiceflow.streaming.speakers import TurnTable, TurnTracker
+from voiceflow.streaming.statistics import StreamWatch
 from voiceflow.timebase import STEP_S, STEP_SAMPLES, samples_to_seconds
 
 FloatArray = npt.NDArray[np.float32]
@@ -65,6 +66,8 @@ class Lanes:
         self.ending: dict[int, Lane] = {}
         """Lanes that look past their end, or will once their audio is scored."""
         self._features = FeatureRows(capacity)
+        self.watch = StreamWatch(capacity)
+        """Statistics of the lanes that are watched."""
         self._lanes: dict[int, Lane] = {}
         self._free = list(range(capacity - 1, -1, -1))
         self._asked: tuple[list[Lane], IntArray] | None = None
@@ -266,6 +269,8 @@ class Lanes:
         if len(rows_B):
             samples_BN, lengths_B = _decode([self._lanes[row] for row in rows_B.tolist()])
             features_BF = self._features.push(rows_B, samples_BN, lengths_B)
+            if self.watch.num_watched:
+                self.watch.hear(rows_B, features_BF)
         else:
             features_BF = np.zeros((0, len(SILENCE_F)), np.float32)
         if flushing:
@@ -295,6 +300,8 @@ class Lanes:
         # The first answers tell of steps before the stream began; after a flush, of steps decided already.
         new_B = answered_B >= self.table.num_steps_C[all_B]
         told_B = all_B[new_B]
+        if self.watch.num_watched:
+            self.watch.answer(told_B, activity_BS[new_B], onset=self.metadata.decision.onset)
         for index, slot, ended in self.table.push(told_B, activity_BS[new_B]):
             if (row := int(told_B[index])) in self._lanes:
                 self._lanes[row].tell(slot, ended=ended)
@@ -331,6 +338,7 @@ class Lanes:
                 self._lanes[row].repair(silent_s=silent_s)
 
     def _clear(self, row: int) -> None:
+        self.watch.end(row)
         self.table.clear(row)
         self._features.clear(row)
         self.state_CN[row], self.waiting_C[row], self.scored_C[row] = 0.0, 0, 0
@@ -341,6 +349,7 @@ class Lanes:
         extra = capacity - before
         self.table.grow(capacity)
         self._features.grow(capacity)
+        self.watch.grow(capacity)
         self.state_CN = np.concatenate([self.state_CN, np.zeros((extra, self.state_CN.shape[1]), np.float32)])
         for name in ("waiting_C", "scored_C", "lookahead_C"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
