@@ -32,9 +32,10 @@ espeak: ## Install espeak-ng where it is missing and can be
 	@command -v espeak-ng >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq espeak-ng >/dev/null; } \
 	 || echo "espeak-ng is missing: without a corpus no voices can be made (apt-get install espeak-ng)"
 
-tools: espeak ## Install what tests talk to, where it is missing and can be: Redis, Prometheus, Chromium, PostgreSQL
+tools: espeak ## Install what tests talk to, where it is missing and can be: Redis, Prometheus and Alertmanager, Chromium, PostgreSQL
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	 command -v prometheus >/dev/null || missing="$$missing prometheus"; \
+	 command -v prometheus-alertmanager >/dev/null || missing="$$missing prometheus-alertmanager"; \
 	 command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	 command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
 	 [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -84,7 +85,7 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams, rollout; SLOW=--slow for what takes longest, ITEM=3 for one number)
+acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams, rollout, data; SLOW=--slow for what takes longest, ITEM=3 for one number)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW) $(if $(ITEM),--item $(ITEM))

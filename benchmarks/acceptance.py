@@ -12,7 +12,7 @@ from benchmarks.items import Row
 from voiceflow.adapters.data_versions import git_commit
 
 RESULTS = Path("docs/results")
-PARTS = ("thread", "model", "streams", "rollout")
+PARTS = ("thread", "model", "streams", "rollout", "data")
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--slow", action="store_true", help="the items that take a quarter of an hour and more")
-    parser.add_argument("--item", default="", help="only the items of this number (streams, rollout)")
+    parser.add_argument("--item", default="", help="only the items of this number (streams, rollout, data)")
     arguments = parser.parse_args()
     part = importlib.import_module(f"benchmarks.acceptance_{arguments.part}")
     path = RESULTS / f"{arguments.part}.json"

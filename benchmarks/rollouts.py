@@ -33,8 +33,17 @@ STUCK_S = 1800.0
 
 
 @contextmanager
-def prometheus(folder: Path, *targets: int, scrape: str = "1s") -> Iterator[str]:
+def prometheus(
+    folder: Path, *targets: int, scrape: str = "1s", rules: Path | None = None, alertmanager: int | None = None
+) -> Iterator[str]:
     """A Prometheus that scrapes servers at ports of this machine; yields its address.
+
+    Args:
+        folder: Of its configuration and data.
+        targets: Ports.
+        scrape: How often it looks, and evaluates rules.
+        rules: A file of rules.
+        alertmanager: Port of the one that is told of alerts.
 
     Raises:
         FileNotFoundError: It is not installed.
@@ -44,7 +53,15 @@ def prometheus(folder: Path, *targets: int, scrape: str = "1s") -> Iterator[str]
         raise FileNotFoundError("Prometheus is missing: apt-get install prometheus")
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [{"job_name": "voiceflow", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in targets]}]}]
-    config = {"global": {"scrape_interval": scrape}, "scrape_configs": jobs}
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": scrape, "evaluation_interval": scrape},
+        "scrape_configs": jobs,
+    }
+    if rules is not None:
+        config["rule_files"] = [str(rules)]
+    if alertmanager is not None:
+        told = [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}]
+        config["alerting"] = {"alertmanagers": told}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
     command = [binary, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]

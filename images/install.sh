@@ -13,11 +13,11 @@ pip() { "$target/bin/python" -m pip --quiet --disable-pip-version-check --no-inp
 pip install "pip>=24" "setuptools==80.9.0" wheel
 case "$kind" in
 serving)
-    pip install -c "$constraints" "$source[serve,otel]" boto3==1.44.5  # challengers are fetched from MLflow's bucket
+    pip install -c "$constraints" "$source[serve,otel]" boto3  # challengers are fetched from MLflow's bucket
     ;;
 serving-gpu)
     # onnxruntime and onnxruntime-gpu overwrite each other: one has to go before the other comes.
-    pip install -c "$constraints" "$source[serve,otel]" boto3==1.44.5  # challengers are fetched from MLflow's bucket
+    pip install -c "$constraints" "$source[serve,otel]" boto3  # challengers are fetched from MLflow's bucket
     pip uninstall --yes onnxruntime
     version=$(grep '^onnxruntime==' "$constraints" | cut -d= -f3)
     pip install "onnxruntime-gpu[cuda,cudnn]==$version"

@@ -2,20 +2,23 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler
 
+from pipelines.drift import drift
 from pipelines.training import training
 
-TARGET = Path(__file__).with_name("training.yaml")
+PIPELINES: dict[str, Any] = {"training": training, "drift": drift}
 
 
-def compile_to(path: Path) -> None:
-    """Write the compiled training pipeline; the same source gives the same bytes."""
+def compile_to(folder: Path) -> None:
+    """Write the compiled pipelines; the same source gives the same bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiler.Compiler().compile(training, str(path))
+        for name, pipeline in PIPELINES.items():
+            compiler.Compiler().compile(pipeline, str(folder / f"{name}.yaml"))
 
 
 if __name__ == "__main__":
-    compile_to(TARGET)
+    compile_to(Path(__file__).parent)

@@ -1,22 +1,31 @@
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
-from pipelines.__main__ import compile_to
+from components.drift import drift
+from pipelines.__main__ import PIPELINES, compile_to
+from voiceflow.adapters.stream_log import FolderLog
+from voiceflow.streaming.statistics import NAMES
 
 REPO = Path(__file__).parents[2]
-COMPILED = REPO / "pipelines" / "training.yaml"
+COMPILED = REPO / "pipelines"
+TRAINING = COMPILED / "training.yaml"
 
 
 def test_the_committed_pipeline_is_current(tmp_path):
-    compile_to(tmp_path / "training.yaml")
-    assert (tmp_path / "training.yaml").read_text() == COMPILED.read_text(), "run `make compile` and commit the result"
+    compile_to(tmp_path)
+    for name in PIPELINES:
+        text = (tmp_path / f"{name}.yaml").read_text()
+        assert text == (COMPILED / f"{name}.yaml").read_text(), "run `make compile` and commit the result"
 
 
 def test_t4_nodes_are_for_train_and_latency_only():
-    pipeline, platform = yaml.safe_load_all(COMPILED.read_text())
+    pipeline, platform = yaml.safe_load_all(TRAINING.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == {"exec-train", "exec-latency"}
     for executor in executors.values():
@@ -31,7 +40,7 @@ def test_t4_nodes_are_for_train_and_latency_only():
 
 
 def test_every_step_but_promote_is_cached():
-    pipeline = next(yaml.safe_load_all(COMPILED.read_text()))
+    pipeline = next(yaml.safe_load_all(TRAINING.read_text()))
     cached = {
         name for name, task in pipeline["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")
     }
@@ -40,9 +49,29 @@ def test_every_step_but_promote_is_cached():
 
 @pytest.mark.parametrize("word", ["file://", "localhost", "127.0.0.1", "sqlite", ".voiceflow"])
 def test_the_compiled_pipeline_knows_nothing_of_this_machine(word):
-    assert word not in COMPILED.read_text()
+    assert all(word not in (COMPILED / f"{name}.yaml").read_text() for name in PIPELINES)
 
 
 def test_the_compiled_pipeline_has_no_absolute_path():
-    found = re.findall(r"(?<![\w.}/:])/(?:root|home|work|tmp|usr|opt|Users)\b[^\s'\"]*", COMPILED.read_text())
+    found = re.findall(r"(?<![\w.}/:])/(?:root|home|work|tmp|usr|opt|Users)\b[^\s'\"]*", TRAINING.read_text())
     assert found == []
+
+
+def test_the_drift_step_tells_drifted_from_calm_and_writes_its_report(tmp_path, params):
+    rng = np.random.default_rng(0)
+
+    def rows(count, move=0.0):
+        return [
+            {"audio_s": 60.0, "at": 0, "model": "1"} | {n: float(rng.normal(move)) for n in NAMES} for _ in range(count)
+        ]
+
+    reference = tmp_path / "reference.jsonl"
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows(200)))
+    told = []
+    for name, move in (("calm", 0.0), ("moved", 2.0)):
+        FolderLog(tmp_path / name).add(rows(60, move))
+        report, verdict = (SimpleNamespace(path=str(tmp_path / f"{name}-{kind}"), metadata={}) for kind in "rv")
+        arguments = (params.drift.model_dump_json(), str(tmp_path / name), str(reference))
+        told.append(drift.python_func(*arguments, report=report, verdict=verdict))
+        assert "<html" in (tmp_path / f"{name}-r").read_text()[:500].lower()
+    assert told == ["calm", "drifted"]

@@ -16,6 +16,7 @@ logger = logging.getLogger("voiceflow.drift")
 ALERT = "VoiceflowDrift"
 """The alert of Prometheus's rules that training answers to."""
 MAX_BODY_BYTES = 1 << 20
+RETRY_S = 6 * 3600.0
 
 
 class Exposition:
@@ -90,6 +91,7 @@ class Watch:
         self.verdict: dict[str, Any] | None = None
         self._trained_for: tuple[str, str] | None = None
         """Model and slice of the last training."""
+        self._begun_s = -RETRY_S
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -109,7 +111,8 @@ class Watch:
     def alerted(self, message: Mapping[str, Any]) -> str:
         """Alertmanager says that alerts fire or are over; what is done about it.
 
-        Training starts once for a model and slice, and not while another one is under way.
+        Training starts once for a model and slice, and not while another one is under way; one that failed, or whose
+        model was refused, is tried again after `RETRY_S`.
         """
         firing = [
             alert
@@ -126,9 +129,11 @@ class Watch:
             if self._process is not None and self._process.poll() is None:
                 return "training is under way"
             about = (str(self.verdict["model"]), str(self.verdict["slice"]["name"]))
-            if about == self._trained_for:
-                return "trained for that already; the model is waiting to be promoted"
-            self._trained_for = about
+            is_refused = self._process is not None and self._process.returncode != 0
+            waited_s = time.monotonic() - self._begun_s
+            if about == self._trained_for and not (is_refused and waited_s >= RETRY_S):
+                return "trained for that already; see `voiceflow history`"
+            self._trained_for, self._begun_s = about, time.monotonic()
             self._say(f"training for {about[1]}: {describe(self.verdict)}")
             self._process = subprocess.Popen(self._command(self.verdict))
             return "training"

@@ -18,6 +18,8 @@ MAX_LAG_S, LAG_STEP_S = 3.0, 0.05
 WINDOW_S = 10.0
 MIN_FIT = 0.3
 """Correlation of turns and levels below which nothing can be said of where they belong."""
+MIN_TURNS = 5
+"""Fewer fit to any noise somewhere."""
 CHANNEL_GAIN_DB = 6.0
 """One channel fits the turns so much better than the mix of all: the turns are of it alone."""
 SILENT_CHANNEL_DB = 50.0
@@ -95,7 +97,7 @@ def label_lag(level_db_T: LevelArray, turns: Sequence[Turn]) -> Lag:
     """
     nothing = Lag(0.0, 0.0, 0.0)
     speech_T = labelled(len(level_db_T), turns).astype(np.float64)
-    if len(speech_T) < 6 * FRAMES_PER_S or not 0.02 < speech_T.mean() < 0.98:
+    if len(turns) < MIN_TURNS or len(speech_T) < 6 * FRAMES_PER_S or not 0.02 < speech_T.mean() < 0.98:
         return nothing
     low_db, high_db = np.quantile(level_db_T, [0.1, 0.95])
     loud_T = np.clip((level_db_T - low_db) / max(high_db - low_db, 6.0), 0.0, 1.0)

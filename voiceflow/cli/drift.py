@@ -10,7 +10,7 @@ import typer
 
 from voiceflow.cli.console import emit_json, out
 from voiceflow.config import DriftConfig, load_params
-from voiceflow.errors import ConfigError, DataError, VoiceflowError
+from voiceflow.errors import ConfigError, DataError, PlatformError, VoiceflowError
 
 
 def drift(
@@ -38,6 +38,9 @@ def drift(
     profile: Annotated[str, typer.Option(help="With --retrain: profile of params.yaml.")] = "quick",
     host: Annotated[str | None, typer.Option(help="With --retrain: submit to this Kubeflow endpoint.")] = None,
     data_repo: Annotated[str | None, typer.Option(help="With --host: see `voiceflow run`.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="With --host: a recurring run there, as cron with seconds: '0 17 * * * *'.")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again and again, and serve /metrics and Alertmanager's /alerts.")
     ] = False,
@@ -56,6 +59,11 @@ def drift(
     if not statistics:
         raise ConfigError("--statistics (or $VOICEFLOW_STATISTICS) says where servers write statistics of streams")
     values = load_params(params)
+    if schedule is not None:
+        if not host:
+            raise ConfigError("--schedule needs --host: the Kubeflow Pipelines that runs it")
+        _schedule(host, schedule, values.drift, statistics)
+        return
     config = values.drift if last is None else values.drift.model_copy(update={"window_streams": last})
     stream_log = stream_log_at(statistics)
 
@@ -89,6 +97,33 @@ def drift(
         subprocess.run(command(verdict), check=False)
     if verdict["drifted"]:
         raise typer.Exit(1)
+
+
+def _schedule(host: str, cron: str, config: DriftConfig, statistics: str) -> None:
+    """A recurring run of the drift pipeline.
+
+    Raises:
+        PlatformError: Kubeflow Pipelines does not take it.
+    """
+    import importlib.resources
+
+    from kfp.client import Client
+
+    package = str(importlib.resources.files("pipelines").joinpath("drift.yaml"))
+    try:
+        client = Client(host=host)
+        experiment = client.create_experiment("voiceflow")
+        made = client.create_recurring_run(
+            experiment.experiment_id,
+            "voiceflow-drift",
+            cron_expression=cron,
+            max_concurrency=1,
+            pipeline_package_path=package,
+            params={"drift_json": config.model_dump_json(), "statistics": statistics},
+        )
+    except Exception as err:  # the client raises its own and urllib3's errors
+        raise PlatformError(f"Kubeflow Pipelines at {host} did not take the recurring run: {err}") from err
+    _say(f"recurring run {made.recurring_run_id} at {host}: {cron}")
 
 
 def _say(sentence: str) -> None:
