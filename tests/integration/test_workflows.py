@@ -49,7 +49,10 @@ def test_the_commands_of_a_workflow_exist(path):
     commands = get_command(app).commands
     for line in re.findall(r"\.venv/bin/voiceflow (.+?)(?: && |$)", path.read_text(), flags=re.M):
         name, *words = shlex.split(line.replace("${VERSION:+--to ", "--to ").replace("}", ""))
-        flags = {flag for option in commands[name].params for flag in (*option.opts, *option.secondary_opts)}
+        command = commands[name]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= flags, line
 
 
