@@ -11,6 +11,7 @@ def evaluate(
     code_revision: str,
     trained: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Artifact],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -21,6 +22,7 @@ def evaluate(
         code_revision: Digest of the code, so that a change runs the step again.
         trained: Output of train.
         dataset: Output of prepare.
+        validation: Report of validate, with the recordings that are kept out.
         evaluation: metrics.json, tables, hypotheses and plots.
         metrics: Headline figures.
     """
@@ -32,9 +34,11 @@ def evaluate(
     from voiceflow.adapters.progress import StageProgress
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, parse_config
+    from voiceflow.stages.dataset import adopt_quarantine
     from voiceflow.stages.evaluate import evaluate as run
 
     progress = StageProgress("evaluate")
+    adopt_quarantine(Path(dataset.path), Path(validation.path))
     folder = Path(evaluation.path)
     config = parse_config(EvaluateConfig, config_json, name="evaluate")
     figures = run(config, Path(trained.path), Path(dataset.path), folder, progress=progress)

@@ -15,6 +15,7 @@ def export(
     code_revision: str,
     trained: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Artifact],
     exported: dsl.Output[dsl.Model],
 ):
     """Write fp32, int8 and fp16 files and export.json.
@@ -28,6 +29,7 @@ def export(
         code_revision: Digest of the code, so that a change runs the step again.
         trained: Output of train.
         dataset: Output of prepare.
+        validation: Report of validate, with the recordings that are kept out.
         exported: The files and export.json.
     """
     import json
@@ -38,9 +40,11 @@ def export(
     from voiceflow.adapters.progress import StageProgress
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, ExportConfig, parse_config
+    from voiceflow.stages.dataset import adopt_quarantine
     from voiceflow.stages.export import export as run
 
     progress = StageProgress("export")
+    adopt_quarantine(Path(dataset.path), Path(validation.path))
     run_id = json.loads((Path(trained.path) / "run.json").read_text(encoding="utf-8"))["run_id"]
     summary = run(
         parse_config(ExportConfig, config_json, name="export"),

@@ -12,6 +12,7 @@ def promote(
     accept_equal: bool,
     exported: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Artifact],
     evaluation: dsl.Input[dsl.Artifact],
     latency_report: dsl.Input[dsl.Artifact],
     report: dsl.Output[dsl.Artifact],
@@ -24,6 +25,7 @@ def promote(
         accept_equal: Let a model that is not worse, but not better, become champion.
         exported: Output of export.
         dataset: Output of prepare.
+        validation: Report of validate, with the recordings that are kept out.
         evaluation: Output of evaluate.
         latency_report: Output of latency.
         report: promote.json, beside copies of the reports it judged.
@@ -45,11 +47,13 @@ def promote(
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, PromoteConfig, parse_config
     from voiceflow.contract import HALF_FILE
+    from voiceflow.stages.dataset import adopt_quarantine
     from voiceflow.stages.export import FILES
     from voiceflow.stages.judging import Candidate
     from voiceflow.stages.promote import promote as run
 
     progress = StageProgress("promote")
+    adopt_quarantine(Path(dataset.path), Path(validation.path))
     folder = Path(report.path)
     reports = {
         "export": Path(exported.path) / "export.json",

@@ -15,6 +15,7 @@ def train(
     code_revision: str,
     reason: str,
     dataset: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Artifact],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -29,6 +30,7 @@ def train(
         code_revision: Digest of the code, so that a change runs the step again.
         reason: Why this run was started; a tag of the MLflow run.
         dataset: Output of prepare.
+        validation: Report of validate, with the recordings that are kept out.
         trained: Weights, thresholds, learning curve, and run.json with the MLflow run.
         metrics: Summary figures.
     """
@@ -40,9 +42,11 @@ def train(
     from voiceflow.adapters.progress import StageProgress
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import DecisionConfig, ModelConfig, TrainConfig, parse_config
+    from voiceflow.stages.dataset import adopt_quarantine
     from voiceflow.stages.train import train as run
 
     progress = StageProgress("train")
+    adopt_quarantine(Path(dataset.path), Path(validation.path))
     config = parse_config(TrainConfig, config_json, name="train")
     folder = Path(trained.path)
 

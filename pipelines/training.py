@@ -66,12 +66,14 @@ def training(
         code_revision=code_revision,
         reason=reason,
         dataset=prepared.outputs["dataset"],
-    ).after(validated)
+        validation=validated.outputs["report"],
+    )
     evaluated = evaluate(
         config_json=evaluate_json,
         code_revision=code_revision,
         trained=trained.outputs["trained"],
         dataset=prepared.outputs["dataset"],
+        validation=validated.outputs["report"],
     )
     exported = export(
         config_json=export_json,
@@ -82,6 +84,7 @@ def training(
         code_revision=code_revision,
         trained=trained.outputs["trained"],
         dataset=prepared.outputs["dataset"],
+        validation=validated.outputs["report"],
     )
     timed = latency(
         config_json=latency_json, provider=provider, code_revision=code_revision, exported=exported.outputs["exported"]
@@ -92,6 +95,7 @@ def training(
         accept_equal=accept_equal,
         exported=exported.outputs["exported"],
         dataset=prepared.outputs["dataset"],
+        validation=validated.outputs["report"],
         evaluation=evaluated.outputs["evaluation"],
         latency_report=timed.outputs["report"],
     )

@@ -12,12 +12,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import voiceflow
 from voiceflow.cli.console import emit_json, out, percent, progress_bar
 from voiceflow.config import Params, load_params
 from voiceflow.errors import ConfigError, PlatformError
 
+HISTORY = "runs.jsonl"
+"""Below the pipelines' folder: what finished steps depended on."""
 STAGES = ("prepare", "validate", "train", "evaluate", "export", "latency", "promote")
 
 
@@ -35,6 +38,9 @@ def run(
     data_rev: Annotated[
         str, typer.Option(help="Git revision whose .dvc files name the data; empty: working tree.")
     ] = "",
+    explain_cache: Annotated[
+        bool, typer.Option("--explain-cache", help="Only say which steps would be reused, and why others run.")
+    ] = False,
     for_slice: Annotated[
         str | None, typer.Option(help="Train for this condition: it is drawn drift.more_of_slice times as often.")
     ] = None,
@@ -86,6 +92,9 @@ def run(
         "git_commit": git_commit(),
         "reason": reason,
     }
+    if explain_cache:
+        _explain(arguments, json_=json_)
+        return
     summary = run_locally(arguments, quiet=json_)
     if json_:
         emit_json(summary)
@@ -93,6 +102,22 @@ def run(
         print_summary(summary)
     if summary["promote"]["becomes"] == "nothing":
         raise typer.Exit(1)
+
+
+def _explain(arguments: dict[str, Any], *, json_: bool) -> None:
+    from rich.table import Table
+
+    from voiceflow.adapters.home import home
+    from voiceflow.cli.explain import explain, read_history
+
+    told = explain(arguments, read_history(home() / "pipelines" / HISTORY))
+    if json_:
+        emit_json(told)
+        return
+    table = Table("step", "what becomes of it")
+    for name, what in told.items():
+        table.add_row(name, f"[green]{what}[/green]" if what == "reused" else escape(what))
+    out.print(table)
 
 
 def more_of(values: Params, condition: str) -> Params:
@@ -146,6 +171,7 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     """
     from voiceflow.adapters.home import home, tracking_uri
     from voiceflow.adapters.progress import VARIABLE
+    from voiceflow.cli.explain import note_run
 
     root = home() / "pipelines"
     root.mkdir(parents=True, exist_ok=True)
@@ -184,6 +210,9 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
             failure = err
     happened = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
     ran = list(dict.fromkeys(event["stage"] for event in happened if event["event"] == "start"))
+    # Steps run one after another: what comes before the one that failed has ended well.
+    last_begun = STAGES.index(ran[-1]) if ran else 0
+    note_run(root / HISTORY, arguments, STAGES if failure is None else STAGES[:last_begun])
     if failure is not None:
         failed = ran[-1] if ran else STAGES[0]
         raise PlatformError(f"step {failed} failed: {_last_words(log) or failure}\nfull log: {log}")

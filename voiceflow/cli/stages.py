@@ -69,10 +69,12 @@ def _run(
         )
         return summary["splits"]
     if name is Stage.VALIDATE:
+        from voiceflow.stages.dataset import adopt_quarantine
         from voiceflow.stages.validate import require_valid, validate
 
         verdict = validate(values.validate_, dataset, reports / "validate", progress=progress)
         require_valid(verdict, reports / "validate" / "validate.html")
+        adopt_quarantine(dataset, reports / "validate")
         return {"passed": verdict["passed"], "report": str(reports / "validate" / "validate.html")}
     if name is Stage.TRAIN:
         from voiceflow.stages.train import train

@@ -53,13 +53,13 @@ def write_recordings(folder: Path, recordings: Iterable[Recording]) -> None:
     (folder / "recordings.jsonl").write_text(lines, encoding="utf-8")
 
 
-def read_recordings(folder: Path, split: str | None = None, *, quarantine: Path | None = None) -> list[Recording]:
-    """All recordings of a dataset, or those of one split.
+def read_recordings(folder: Path, split: str | None = None, *, all_of_them: bool = False) -> list[Recording]:
+    """The recordings of a dataset, or of one split, less those in quarantine.
 
     Args:
         folder: The dataset.
         split: One of `SPLITS`, or None for all.
-        quarantine: The report of `validate`, whose refused recordings are left out; None for nothing.
+        all_of_them: Those in quarantine as well.
 
     Raises:
         DataError: No dataset there, or a malformed line.
@@ -67,7 +67,7 @@ def read_recordings(folder: Path, split: str | None = None, *, quarantine: Path 
     path = folder / "recordings.jsonl"
     if not path.is_file():
         raise DataError(f"{path} is missing; run `voiceflow stage prepare` or `dvc repro prepare` first")
-    kept_out = read_quarantine(quarantine) if quarantine is not None else frozenset()
+    kept_out = frozenset() if all_of_them else read_quarantine(quarantine_path(folder))
     recordings = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -77,22 +77,34 @@ def read_recordings(folder: Path, split: str | None = None, *, quarantine: Path 
     return [row for row in recordings if (split is None or row.split == split) and row.name not in kept_out]
 
 
-def read_quarantine(report: Path) -> frozenset[str]:
-    """Names of recordings that `validate` keeps out.
+def quarantine_path(folder: Path) -> Path:
+    """Beside a dataset: which of its recordings are kept out."""
+    return folder.with_name(f"{folder.name}.{QUARANTINE}")
+
+
+def adopt_quarantine(folder: Path, report: Path) -> None:
+    """Keep out of a dataset what `validate` has refused, for all that read it from now on."""
+    quarantine_path(folder).write_text((report / QUARANTINE).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def read_quarantine(path: Path) -> frozenset[str]:
+    """Names of recordings that are kept out; none where there is no such file.
 
     Raises:
-        DataError: `validate` has not been here.
+        DataError: It is not JSON.
     """
-    path = report / QUARANTINE
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `voiceflow stage validate` or `dvc repro validate` first")
-    return frozenset(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return frozenset(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return frozenset()
+    except ValueError as err:
+        raise DataError(f"{path}: not JSON ({err}); run `voiceflow stage validate` again") from err
 
 
 def dataset_items(folder: Path) -> list[Item]:
     """All recordings of a dataset as `validate` looks at them, turns that cannot be read as their error."""
     items = []
-    for recording in read_recordings(folder):
+    for recording in read_recordings(folder, all_of_them=True):
         turns: list[Turn] = []
         problem = ""
         try:

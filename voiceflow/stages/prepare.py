@@ -18,7 +18,7 @@ from voiceflow.corpora.read import UNSPLIT, Conversation, Utterance, read_conver
 from voiceflow.errors import DataError
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
 from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
-from voiceflow.stages.dataset import Recording, write_recordings
+from voiceflow.stages.dataset import Recording, quarantine_path, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
 from voiceflow.unfinished import begin, finish
@@ -137,6 +137,7 @@ def prepare(
         },
     }
     (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    quarantine_path(output).unlink(missing_ok=True)
     finish(partial, output)
     return summary
 

@@ -10,7 +10,7 @@ from benchmarks.bad_data import FAULTS, Planter, plant_all
 from tests.conftest import small
 from voiceflow.audio import file_digest
 from voiceflow.errors import ConfigError, DataRefusedError
-from voiceflow.stages.dataset import read_recordings, read_samples, write_recordings
+from voiceflow.stages.dataset import adopt_quarantine, read_recordings, read_samples, write_recordings
 from voiceflow.stages.prepare import prepare
 from voiceflow.stages.validate import require_valid, validate
 
@@ -166,8 +166,10 @@ def test_a_quarantine_keeps_bad_recordings_out_and_accepts_the_rest(bounds, talk
     copies = set(planter.planted["near_duplicate"])
     assert set(verdict["quarantined"]) - copies == {silent, units}
     assert len(set(verdict["quarantined"]) & copies) == 1
-    kept = read_recordings(tmp_path / "bad", quarantine=tmp_path / "report")
-    assert len(kept) == 30 - 3
+    assert len(read_recordings(tmp_path / "bad")) == 30
+    adopt_quarantine(tmp_path / "bad", tmp_path / "report")
+    assert len(read_recordings(tmp_path / "bad")) == 30 - 3
+    assert len(read_recordings(tmp_path / "bad", all_of_them=True)) == 30
     strict = bounds.model_copy(update={"quarantine": True, "min_speakers": {"test": 99}})
     assert not validate(strict, tmp_path / "bad", tmp_path / "again")["passed"]
 
