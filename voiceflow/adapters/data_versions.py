@@ -13,6 +13,7 @@ import yaml
 
 from voiceflow.adapters.home import shared
 from voiceflow.config import PrepareConfig
+from voiceflow.corpora.read import AUDIO_SUFFIXES
 from voiceflow.errors import DataError, PlatformError
 from voiceflow.simulation.voices import synthesise_corpus
 
@@ -193,6 +194,30 @@ def _digest_at(repo: str, path: str, rev: str | None) -> str:
     files = DVCFileSystem(repo, rev=rev)
     names = [f"{path}.dvc"] if files.exists(f"{path}.dvc") else sorted(files.glob(f"{path}/*.dvc"))
     return _joined({Path(name): files.read_text(name) for name in names}, path)
+
+
+def fetch_labels(path: str, output: Path, *, rev: str) -> None:
+    """All of a tracked path at a git revision of this repository into a folder; audio as empty files.
+
+    Raises:
+        PlatformError: No such revision or path, or DVC's cache and remote do not have it.
+    """
+    from dvc.api import DVCFileSystem
+
+    try:
+        files = DVCFileSystem(".", rev=rev)
+        names = list(files.find(path))
+        for name in names:
+            target = output / Path(name).relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if Path(name).suffix.lower() in (*AUDIO_SUFFIXES, ".tar"):
+                target.touch()
+            else:
+                files.get_file(name, str(target))
+    except Exception as err:  # dvc, its storages and git raise errors of their own
+        raise PlatformError(f"{path} at {rev} cannot be had from git and DVC: {err}; `dvc fetch` may help") from err
+    if not names:
+        raise PlatformError(f"{path} at {rev}: nothing is tracked there")
 
 
 def git_commit() -> str:

@@ -1,6 +1,7 @@
 """`voiceflow data`: have the data, and know which version it is."""
 
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -191,6 +192,41 @@ def ensure(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
         emit_json(asdict(version))
     else:
         out.print(f"corpus {version.corpus}, recorded {version.recorded or 'none'}, revision {version.revision}")
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A git revision, or a folder.")],
+    after: Annotated[str, typer.Argument(help="Another; the working tree by default.")] = ".",
+    path: Annotated[str, typer.Option(help="Which data, where revisions are given.")] = "data/prepared",
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Say what changed between two versions of data: hours, speakers, overlap, what came, went and was relabelled."""
+    from voiceflow.stages.data_diff import compare_versions, describe_changes, read_version
+
+    with tempfile.TemporaryDirectory(prefix="voiceflow-diff-") as scratch:
+        talks = [
+            read_version(_version(name, path, Path(scratch) / side))
+            for side, name in (("before", before), ("after", after))
+        ]
+    changes = compare_versions(*talks)
+    if json_:
+        emit_json(changes)
+    else:
+        for line in describe_changes(changes):
+            out.print(line, markup=False, soft_wrap=True)
+
+
+def _version(name: str, path: str, scratch: Path) -> Path:
+    """The folder of a version: one that is here, or what a revision has, but for its audio."""
+    from voiceflow.adapters.data_versions import fetch_labels
+
+    if name == ".":
+        return Path(path)
+    if Path(name).is_dir():
+        return Path(name)
+    fetch_labels(path, scratch, rev=name)
+    return scratch
 
 
 @app.command()
