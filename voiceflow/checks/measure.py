@@ -17,6 +17,7 @@ from voiceflow.checks.voices import VectorArray, Voices, voice_vectors
 from voiceflow.config import ValidateConfig
 from voiceflow.corpora.read import UNSPLIT, AudioPlace
 from voiceflow.errors import VoiceflowError
+from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.turns import Turn
 
 Row = dict[str, Any]
@@ -24,6 +25,8 @@ VOICES = "voices"
 """Condition of files of single voices, which may be as short as a word."""
 MIN_COPY_S = 8.0
 """Words that are alike are no copies."""
+ENOUGH_SHARE = 0.9
+"""Of the band that models hear, where a filter may already fall off."""
 LAG_EVIDENCE_S = 60.0
 """Of shorter recordings the fit of turns to levels counts for less."""
 
@@ -77,6 +80,10 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
     turns, unit = true_units(whole, duration_s)
     level_db_T = levels_db(samples_N, rate_hz)
     mix_db, lag, spectrum = contrast_db(level_db_T, turns), label_lag(level_db_T, turns), band(samples_N, rate_hz)
+    # What lies above the band that models hear may be missing, as in what was recorded at 16 kHz and stored at more.
+    heard_share = min(1.0, spectrum.bandwidth_share * rate_hz / min(rate_hz, SAMPLE_RATE_HZ))
+    if rate_hz > SAMPLE_RATE_HZ and heard_share >= ENOUGH_SHARE:
+        heard_share = 1.0
     full_scale_share, clip_runs = clipped(samples_NC, rate_hz)
     declared_hz = rate_hz if item.declared_rate_hz is None else item.declared_rate_hz
     row |= {
@@ -94,9 +101,10 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
         "clip_runs_per_minute": clip_runs,
         "dc_offset": float(abs(samples_N.mean())) if len(samples_N) else 0.0,
         "dropout_s": dropout_s(samples_N, rate_hz, turns),
-        "bandwidth_share": spectrum.bandwidth_share,
+        "bandwidth_hz": spectrum.bandwidth_share * rate_hz / 2.0,
+        "bandwidth_share": heard_share,
         # An edge near the top is no lie about the rate, but no microphone has one either.
-        "codec_edge_db": spectrum.edge_db if spectrum.bandwidth_share >= config.min_bandwidth_share else 0.0,
+        "codec_edge_db": spectrum.edge_db if config.min_bandwidth_share <= heard_share < 1.0 else 0.0,
         "hole_share": spectrum.hole_share,
         "low_band_share": low_band_share(samples_N, rate_hz, turns),
         "voice_height": voice_height(samples_N, rate_hz),
@@ -126,6 +134,7 @@ def _row_of(item: Item) -> Row:
         "split": item.split,
         "condition": item.condition,
         "declared_rate_hz": item.declared_rate_hz,
+        "prepared_rate_hz": item.declared_rate_hz if item.declared_digest else None,
         "num_speakers": len(speakers),
         "turn_speakers": speakers,
         "at_s": min((turn.start_s for turn in item.turns), default=0.0),
@@ -148,6 +157,7 @@ def _row_of(item: Item) -> Row:
         "clip_runs_per_minute": 0.0,
         "dc_offset": 0.0,
         "dropout_s": 0.0,
+        "bandwidth_hz": 0.0,
         "bandwidth_share": 1.0,
         "codec_edge_db": 0.0,
         "hole_share": 0.0,

@@ -52,7 +52,7 @@ def rules_of(config: ValidateConfig) -> list[Rule]:
         Rule("unreadable_turns", "recordings", "turns_error", "RTTM that cannot be read", equals=""),
         Rule("sample_rate", "recordings", "rate_agrees", "the file's rate is not the labelled one", equals=True),
         Rule(
-            "sample_rate_expected", "recordings", "declared_rate_hz",
+            "sample_rate_expected", "recordings", "prepared_rate_hz",
             f"labelled rate is not {config.sample_rate_hz} Hz", equals=config.sample_rate_hz,
         ),
         Rule(

@@ -273,7 +273,7 @@ def _shown(row: Row, column: str) -> str:
     if column == "label_drift_s":
         return f"the audio is up to {row['label_lag_s']:+.2f} s later than its turns"
     if column == "bandwidth_share":
-        return f"ends at {value * row['rate_hz'] / 2:.0f} Hz of {row['rate_hz'] / 2:.0f}"
+        return f"ends at {row['bandwidth_hz']:.0f} Hz of {row['rate_hz'] / 2:.0f}"
     if column in ("wrong_channel", "turn_unit"):
         return str(value)
     return f"{column} {value:.3g}" if isinstance(value, float) else f"{column} {value}"

@@ -10,8 +10,9 @@ from benchmarks.bad_data import FAULTS, Planter, plant_all
 from tests.conftest import small
 from voiceflow.audio import file_digest
 from voiceflow.errors import ConfigError, DataRefusedError
-from voiceflow.stages.dataset import adopt_quarantine, read_recordings, read_samples, write_recordings
+from voiceflow.stages.dataset import adopt_quarantine, items_in, read_recordings, read_samples, write_recordings
 from voiceflow.stages.prepare import prepare
+from voiceflow.stages.validate import check as check_items
 from voiceflow.stages.validate import require_valid, validate
 
 
@@ -184,3 +185,15 @@ def test_every_rule_has_a_severity_and_off_means_off(bounds, talks, tmp_path):
     del without["digital_silence"]
     with pytest.raises(ConfigError, match="digital_silence"):
         validate(bounds.model_copy(update={"severity": without}), talks, tmp_path / "report")
+
+
+def test_recordings_as_they_come_may_have_any_rate_and_as_much_treble_as_is_heard(bounds, talks, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for row in read_recordings(talks, "test")[:4]:
+        samples = read_samples(talks, row)
+        soundfile.write(raw / f"{row.name}.wav", soxr.resample(samples, 16_000, 48_000), 48_000)
+        shutil.copy(talks / row.rttm, raw / f"{row.name}.rttm")
+    verdict = check_items(bounds, items_in(raw), tmp_path / "report")
+    assert verdict["passed"], verdict["faults"]
+    assert not {"narrow_band", "codec_artefacts"} & {finding["check"] for finding in verdict["warnings"]}
