@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bad_models import BAD
-from benchmarks.items import Row, tests_pass
+from benchmarks.items import Row, chosen, tests_pass
 from benchmarks.promotions import AROUND, Workplace, refusal
 from benchmarks.rollouts import STUCK_S, Stage, faults_of, faults_of_good
 from voiceflow.config import load_params
@@ -40,11 +40,8 @@ def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
         "5": manifests,
         "6": on_postgres,
     }
-    if item and item not in numbers:
-        raise SystemExit(f"expected an item of {', '.join(numbers)}, got {item!r}")
-    for number, run in numbers.items():
-        if item in ("", number) and not slow:
-            yield from run()
+    if not slow:
+        yield from chosen(numbers, item)
 
 
 def conversations() -> Path:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,16 @@ def tests_pass(*selection: str) -> Row:
     done = run(sys.executable, "-m", "pytest", *selection)
     last = next((line for line in reversed(done.stdout.splitlines()) if "passed" in line or "failed" in line), "")
     return {"passed": done.returncode == 0, "figures": last}
+
+
+def chosen(numbers: Mapping[str, Callable[[], Iterator[tuple[str, Row]]]], item: str) -> Iterator[tuple[str, Row]]:
+    """Rows of all items, or of one number.
+
+    Raises:
+        SystemExit: No such number.
+    """
+    if item and item not in numbers:
+        raise SystemExit(f"expected an item of {', '.join(numbers)}, got {item!r}")
+    for number, work in numbers.items():
+        if item in ("", number):
+            yield from work()

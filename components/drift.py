@@ -38,8 +38,8 @@ def drift(
 
     progress = StageProgress("drift")
     config = parse_config(DriftConfig, config_json, name="drift")
-    model, normal = ("", read_reference(Path(reference))) if reference else champion_reference()
-    rows = stream_log_at(statistics).last(config.window_streams)
+    model, digest, normal = ("", "", read_reference(Path(reference))) if reference else champion_reference()
+    rows = stream_log_at(statistics).last(config.window_streams, digest=digest)
     folder = Path(verdict.path)
     found = run(config, normal, rows, folder, EvidentlyComparer(), model=model)
     if found["enough"]:

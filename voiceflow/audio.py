@@ -121,12 +121,18 @@ def _reason(err: Exception) -> str:
 
 
 def write_flac(path: Path, samples_N: FloatArray) -> None:
-    """Write mono 16 kHz 16-bit FLAC; the same samples give the same bytes."""
+    """Write mono 16 kHz 16-bit FLAC; the same samples give the same bytes.
+
+    Raises:
+        OSError: It cannot be written; libsndfile itself would not say why.
+    """
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pcm16_N = np.clip(np.round(samples_N * 32767.0), -32768, 32767).astype(np.int16)
-    soundfile.write(str(path), pcm16_N, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    encoded = io.BytesIO()
+    soundfile.write(encoded, pcm16_N, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    path.write_bytes(encoded.getbuffer())
 
 
 def file_digest(path: Path) -> str:

@@ -134,6 +134,8 @@ class Engine:
         self.config = config
         self.variant = variant
         """What its metrics are labelled with."""
+        self.digest = ""
+        """SHA-256 of the model's file, where it is known."""
         self.observer: Observer | None = None
         """Told of streams that are watched, before they leave."""
         self.metrics = ModelMetrics(metadata.version, variant)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class Observer:
         self._log = log
         self._config = config
         self._draw = random.Random(seed)
-        self._rows: list[dict[str, Any]] = []
+        self._rows: deque[dict[str, Any]] = deque(maxlen=MOST_ROWS)
         self._forgot_s = 0.0
         self._told = ""
 
@@ -51,9 +52,10 @@ class Observer:
             logger.exception("statistics of a stream could not be read")
             return
         if statistics.audio_s >= self._config.min_audio_s:
-            model = stream.engine.metadata.version
-            row = line_of(statistics.as_dict(), model=model, variant=stream.engine.variant, now=time.time())
-            self._rows = [*self._rows[-MOST_ROWS:], row]
+            engine = stream.engine
+            model = {"model": engine.metadata.version, "digest": engine.digest, "variant": engine.variant}
+            row = line_of(statistics.as_dict(), **model, now=time.time())
+            self._rows.append(row)
 
     def note_long(self, streams: Iterable["Stream"]) -> None:
         """Note those that have gone on for a whole stretch."""
@@ -63,7 +65,8 @@ class Observer:
 
     async def flush(self) -> None:
         """Write what was noted; what cannot be written waits."""
-        rows, self._rows = self._rows, []
+        rows = list(self._rows)
+        self._rows.clear()
         try:
             if rows:
                 await asyncio.to_thread(self._log.add, rows)
@@ -73,7 +76,7 @@ class Observer:
                 await asyncio.to_thread(self._log.forget, before=time.time() - 86_400.0 * self._config.keep_days)
             self._told = ""
         except (VoiceflowError, OSError) as err:
-            self._rows = [*rows, *self._rows][-MOST_ROWS:]
+            self._rows = deque([*rows, *self._rows], maxlen=MOST_ROWS)
             if str(err) != self._told:
                 self._told = str(err)
                 logger.warning("statistics of streams wait: %s", err)

@@ -63,6 +63,7 @@ class Variant:
             self.engine.is_beside = self.role == "challenger"
         self.since_s = time.monotonic()
         """When it took its role."""
+        self.engine.variant, self.engine.digest = self.role, self.served.digest
 
     @property
     def model(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from serving.clients.stream import StreamClient
 from tests.conftest import REPO, free_port
 from voiceflow.adapters.drift_watch import Watch
 from voiceflow.adapters.stream_log import FolderLog
+from voiceflow.audio import file_digest
+from voiceflow.runtime import pretrained_path
 from voiceflow.streaming.statistics import NAMES
 
 pytestmark = pytest.mark.e2e
@@ -64,7 +66,9 @@ def test_servers_keep_statistics_of_streams_and_nothing_else(start_server, talk,
                 break
             time.sleep(0.1)
         assert len(found) == 3
-        assert set(found[0]) == {"at", "model", "variant", "audio_s", *NAMES}
+        assert set(found[0]) == {"at", "model", "digest", "variant", "audio_s", *NAMES}
+        assert file_digest(pretrained_path()).startswith(found[0]["digest"])
+        assert len(found[0]["digest"]) == 16
         assert all(not isinstance(value, list | dict) for value in found[0].values())
         size = sum(path.stat().st_size for path in where.iterdir())
         assert size < 3 * 1000

@@ -9,9 +9,9 @@ from voiceflow.errors import DataError, PlatformError
 START = 1_800_000_000.0
 
 
-def rows(count, model="1.0", at=START):
+def rows(count, digest="a" * 64, at=START):
     return [
-        line_of({"audio_s": 60.0, "snr_db": float(n)}, model=model, variant="champion", now=at + 60 * n)
+        line_of({"audio_s": 60.0, "snr_db": float(n)}, model="1.0", digest=digest, variant="champion", now=at + 60 * n)
         for n in range(count)
     ]
 
@@ -29,16 +29,17 @@ def log(request, tmp_path):
 
 def test_the_last_rows_come_back_oldest_first(log):
     log.add(rows(30))
-    log.add(rows(10, model="2.0", at=START + 10_020))
+    log.add(rows(10, digest="b" * 64, at=START + 10_020))
     assert [row["snr_db"] for row in log.last(5)] == [5.0, 6.0, 7.0, 8.0, 9.0]
-    assert {row["model"] for row in log.last(100, model="1.0")} == {"1.0"}
+    assert {row["digest"] for row in log.last(100, digest="a" * 64)} == {"a" * 16}
+    assert len(log.last(100, digest="c" * 64)) == 0
     assert len(log.last(100, since=START + 10_000)) == 10
     assert len(log.last(100)) == 40
 
 
 def test_a_line_has_no_id_no_key_no_address_and_a_time_to_the_minute():
     line = rows(1, at=START + 59.9)[0]
-    assert set(line) == {"at", "model", "variant", "audio_s", "snr_db"}
+    assert set(line) == {"at", "model", "digest", "variant", "audio_s", "snr_db"}
     assert line["at"] % 60 == 0
 
 

@@ -28,42 +28,45 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: expected a JSON object a line, as servers write them ({err})") from err
 
 
-def champion_reference() -> tuple[str, list[dict[str, Any]]]:
-    """Version of the champion, and what is normal for it.
+def find_champion() -> tuple[str, str]:
+    """Version and SHA-256 of the champion.
 
     Raises:
-        DataError: No champion, or none with a reference.
+        DataError: There is none.
     """
     registry = MlflowRegistry()
     version = registry.version_of("champion")
     if version is None:
         raise DataError("there is no champion to compare with; pass --reference FILE, or promote a model")
+    return version, registry.tags_of(version).get("digest", "")
+
+
+def champion_reference() -> tuple[str, str, list[dict[str, Any]]]:
+    """Version and SHA-256 of the champion, and what is normal for it.
+
+    Raises:
+        DataError: No champion, or none with a reference.
+    """
+    version, digest = find_champion()
+    registry = MlflowRegistry()
     run_id = registry.tags_of(version).get(TAG)
     if run_id:
         import mlflow
 
         with asking(), tempfile.TemporaryDirectory() as scratch:
             found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=REFERENCE_FILE, dst_path=scratch)
-            return version, read_reference(Path(found))
+            return version, digest, read_reference(Path(found))
     path = registry.download(version) / REFERENCE_FILE
     if not path.is_file():
         raise DataError(
             f"version {version} came without {REFERENCE_FILE}; make one of live streams with "
             "`voiceflow drift --set-reference`"
         )
-    return version, read_reference(path)
+    return version, digest, read_reference(path)
 
 
-def set_champion_reference(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Let these streams be what is normal for the champion; its version.
-
-    Raises:
-        DataError: No champion.
-    """
-    registry = MlflowRegistry()
-    version = registry.version_of("champion")
-    if version is None:
-        raise DataError("there is no champion whose reference could be set; promote a model first")
+def set_reference(version: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Let these streams be what is normal for a version."""
     import mlflow
 
     with asking(), tracking_run(name="drift reference") as run, tempfile.TemporaryDirectory() as scratch:
@@ -71,7 +74,6 @@ def set_champion_reference(rows: Sequence[Mapping[str, Any]]) -> str:
         path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
         mlflow.log_artifact(str(path))
         mlflow.MlflowClient().set_model_version_tag(MODEL_NAME, version, TAG, run.info.run_id)
-    return version
 
 
 def log_drift(verdict: Mapping[str, Any], report: Path) -> None:

@@ -15,6 +15,7 @@ from voiceflow.errors import DataError, PlatformError
 REDIS_KEY = "voiceflow:stream-statistics"
 MOST_LINES = 200_000
 DAY_S = 86_400.0
+DIGEST_CHARACTERS = 16
 
 
 class StreamLog(Protocol):
@@ -24,8 +25,8 @@ class StreamLog(Protocol):
         """Append."""
         ...
 
-    def last(self, count: int, *, since: float = 0.0, model: str = "") -> list[dict[str, Any]]:
-        """The newest rows, oldest first; of one model, and since a time, where those are given."""
+    def last(self, count: int, *, since: float = 0.0, digest: str = "") -> list[dict[str, Any]]:
+        """The newest rows, oldest first; of the model of a SHA-256, and since a time, where those are given."""
         ...
 
     def forget(self, *, before: float) -> None:
@@ -33,9 +34,16 @@ class StreamLog(Protocol):
         ...
 
 
-def line_of(statistics: Mapping[str, float], *, model: str, variant: str, now: float) -> dict[str, Any]:
+def line_of(statistics: Mapping[str, float], *, model: str, digest: str, variant: str, now: float) -> dict[str, Any]:
     """What is kept of a stream."""
-    return {"at": int(now // 60 * 60), "model": model, "variant": variant, **statistics}
+    about = {"model": model, "digest": digest[:DIGEST_CHARACTERS], "variant": variant}
+    return {"at": int(now // 60 * 60), **about, **statistics}
+
+
+def is_of(row: Mapping[str, Any], digest: str) -> bool:
+    """Whether a row is of the model of a SHA-256; where either is not known it may be."""
+    heard_by = str(row.get("digest", ""))
+    return not (heard_by and digest) or digest.startswith(heard_by)
 
 
 class FolderLog:
@@ -59,7 +67,7 @@ class FolderLog:
         except OSError as err:
             raise PlatformError(f"{self.folder}: cannot be written ({err.strerror})") from err
 
-    def last(self, count: int, *, since: float = 0.0, model: str = "") -> list[dict[str, Any]]:
+    def last(self, count: int, *, since: float = 0.0, digest: str = "") -> list[dict[str, Any]]:
         """See `StreamLog`."""
         if not self.folder.is_dir():
             raise DataError(
@@ -72,7 +80,7 @@ class FolderLog:
                     rows.append(json.loads(line))
                 except ValueError:
                     continue  # a server is writing it, or died while it did
-        rows = [row for row in rows if row["at"] >= since and (not model or row["model"] == model)]
+        rows = [row for row in rows if row["at"] >= since and is_of(row, digest)]
         return sorted(rows, key=lambda row: int(row["at"]))[-count:]
 
     def forget(self, *, before: float) -> None:
@@ -104,12 +112,12 @@ class RedisLog:
                 pipeline.xadd(REDIS_KEY, {"row": json.dumps(row)}, maxlen=MOST_LINES, approximate=True)
             pipeline.execute()
 
-    def last(self, count: int, *, since: float = 0.0, model: str = "") -> list[dict[str, Any]]:
+    def last(self, count: int, *, since: float = 0.0, digest: str = "") -> list[dict[str, Any]]:
         """See `StreamLog`."""
         with _asking(self._url):
-            found: Any = self._redis.xrevrange(REDIS_KEY, count=count if not model else MOST_LINES)
+            found: Any = self._redis.xrevrange(REDIS_KEY, count=count if not digest else MOST_LINES)
         rows = [json.loads(fields[b"row"]) for _, fields in reversed(found)]
-        return [row for row in rows if row["at"] >= since and (not model or row["model"] == model)][-count:]
+        return [row for row in rows if row["at"] >= since and is_of(row, digest)][-count:]
 
     def forget(self, *, before: float) -> None:
         """See `StreamLog`."""

@@ -4,13 +4,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from voiceflow.cli.console import emit_json, out
 from voiceflow.config import DriftConfig, load_params
 from voiceflow.errors import ConfigError, DataError, PlatformError, VoiceflowError
+
+if TYPE_CHECKING:
+    from voiceflow.adapters.stream_log import StreamLog
+
+MOST_NORMAL = 10_000
+"""Streams in a reference, the newest."""
 
 
 def drift(
@@ -68,13 +74,13 @@ def drift(
     stream_log = stream_log_at(statistics)
 
     def look() -> dict[str, Any]:
-        model, normal = _reference(reference)
+        model, digest, normal = _reference(reference)
         since = 0.0 if hours is None else time.time() - 3600.0 * hours
-        rows = stream_log.last(config.window_streams, since=since)
+        rows = stream_log.last(config.window_streams, since=since, digest=digest)
         return _compare(config, normal, rows, report, model=model, log=log and reference is None)
 
     if set_reference:
-        _set_reference(config, stream_log.last(10_000))
+        _set_reference(config, stream_log)
         return
     command = _retraining(profile, host, data_repo, params)
     if watch:
@@ -147,8 +153,8 @@ def _retraining(profile: str, host: str | None, data_repo: str | None, params: P
     return command
 
 
-def _reference(path: Path | None) -> tuple[str, list[dict[str, Any]]]:
-    """Model and statistics of the reference.
+def _reference(path: Path | None) -> tuple[str, str, list[dict[str, Any]]]:
+    """Version and SHA-256 of the model, and statistics of the reference.
 
     Raises:
         DataError: There is none.
@@ -156,17 +162,23 @@ def _reference(path: Path | None) -> tuple[str, list[dict[str, Any]]]:
     from voiceflow.adapters.references import champion_reference, read_reference
 
     if path is not None:
-        return "", read_reference(path)
+        return "", "", read_reference(path)
     return champion_reference()
 
 
-def _set_reference(config: DriftConfig, rows: list[dict[str, Any]]) -> None:
-    from voiceflow.adapters.references import set_champion_reference
+def _set_reference(config: DriftConfig, stream_log: "StreamLog") -> None:
+    """What the champion hears now is what is normal for it.
 
-    rows = [row for row in rows if row["audio_s"] >= config.min_audio_s]
+    Raises:
+        DataError: No champion, or too few of its streams.
+    """
+    from voiceflow.adapters.references import find_champion, set_reference
+
+    version, digest = find_champion()
+    rows = [row for row in stream_log.last(MOST_NORMAL, digest=digest) if row["audio_s"] >= config.min_audio_s]
     if len(rows) < config.min_streams:
         raise DataError(f"expected {config.min_streams} streams or more for a reference, got {len(rows)}")
-    version = set_champion_reference(rows)
+    set_reference(version, rows)
     _say(f"{len(rows)} streams are what is normal for version {version} from now on")
 
 

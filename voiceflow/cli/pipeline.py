@@ -70,6 +70,8 @@ def run(
     target = "cpu" if provider == "cpu" else "t4"
     values = values.model_copy(update={"promote": values.promote.model_copy(update={"target_device": target})})
     if host:
+        if explain_cache:
+            raise ConfigError("--explain-cache tells of runs on this machine; leave --host out")
         if not data_repo:
             raise ConfigError("--host needs --data-repo: pods fetch the data from a git repository that they can reach")
         config = values.prepare

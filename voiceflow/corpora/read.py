@@ -15,7 +15,7 @@ import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,6 @@ class Conversation:
     split: str = UNSPLIT
     corpus: str = UNSPLIT
     declared_rate_hz: int | None = None
-    declared_speakers: tuple[str, ...] | None = field(default=None)
 
 
 def read_utterances(folder: Path) -> dict[str, list[Utterance]]:

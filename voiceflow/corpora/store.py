@@ -69,6 +69,15 @@ def store_corpus(
             f"{folder}: cannot be written ({err.strerror or err}); shards that are whole are kept, run the command "
             "again to go on"
         ) from err
+    splits: dict[str, dict[str, Any]] = {}
+    for (split, _, _), total in zip(plan, totals, strict=True):
+        row = splits.setdefault(split, {"recordings": 0, "hours": 0.0, "speakers": set()})
+        row["recordings"] += total["recordings"]
+        row["hours"] += total["hours"]
+        row["speakers"] |= set(total["speakers"])
+    for row in splits.values():
+        row["hours"] = round(row["hours"], 4)
+        row["num_speakers"] = len(row.pop("speakers"))
     summary = {
         "name": corpus.name,
         "title": corpus.title,
@@ -76,16 +85,8 @@ def store_corpus(
         "licence": corpus.licence,
         "source": corpus.source,
         "made_of": revision,
-        "splits": {},
+        "splits": splits,
     }
-    for (split, _, _), total in zip(plan, totals, strict=True):
-        row = summary["splits"].setdefault(split, {"recordings": 0, "hours": 0.0, "speakers": []})  # type: ignore[attr-defined]
-        row["recordings"] += total["recordings"]
-        row["hours"] += total["hours"]
-        row["speakers"] = sorted({*row["speakers"], *total["speakers"]})
-    for row in summary["splits"].values():  # type: ignore[attr-defined]
-        row["hours"] = round(row["hours"], 4)
-        row["num_speakers"] = len(row.pop("speakers"))
     (partial / ABOUT).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     finish(partial, folder)
     return summary

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from voiceflow import simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora.read import UNSPLIT, Conversation, Utterance, read_conversations, read_utterances
@@ -112,11 +113,10 @@ def prepare(
         for split, count in config.conversations.model_dump().items()
         for plan in plan_conversations(config, split, splits[split], count)
     ]
-    made = json.dumps(
-        {"revision": revision, "config": config.model_dump(mode="json"), "recorded": recorded is not None}
-    )
+    values = config.model_dump(mode="json", exclude={"num_workers"})
+    made_of = json.dumps([revision, values, recorded is not None, _sources()])
     try:
-        partial = begin(output, hashlib.sha256(made.encode()).hexdigest())
+        partial = begin(output, hashlib.sha256(made_of.encode()).hexdigest())
         recordings = _make(config, utterances, splits, plans, partial, recorded, progress)
     except OSError as err:
         raise DataError(
@@ -140,6 +140,11 @@ def prepare(
     quarantine_path(output).unlink(missing_ok=True)
     finish(partial, output)
     return summary
+
+
+def _sources() -> list[str]:
+    """Digests of the code that makes conversations: what other code has left is not gone on with."""
+    return [file_digest(path) for path in [*sorted(Path(simulation.__file__).parent.glob("*.py")), Path(__file__)]]
 
 
 def _make(
