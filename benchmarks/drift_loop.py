@@ -32,7 +32,8 @@ from voiceflow.config import load_params
 from voiceflow.contract import MODEL_FILE, REFERENCE_FILE
 from voiceflow.corpora.read import read_utterances
 from voiceflow.runtime import StepModel
-from voiceflow.simulation.conversations import ConversationPlan, simulate
+from voiceflow.simulation.conversations import ConversationPlan
+from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.speech import load_vad, speaker_segments
 from voiceflow.simulation.voices import synthesise_corpus
 from voiceflow.stages.dataset import read_summary

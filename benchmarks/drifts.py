@@ -21,7 +21,8 @@ from voiceflow.config import DriftConfig, PrepareConfig, load_params
 from voiceflow.corpora.read import read_utterances
 from voiceflow.runtime import StepModel, pretrained_path
 from voiceflow.simulation.acoustics import apply_response, noise
-from voiceflow.simulation.conversations import ConversationPlan, simulate
+from voiceflow.simulation.conversations import ConversationPlan
+from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.speech import load_vad, speaker_segments
 from voiceflow.stages.drift import drift
 from voiceflow.stages.prepare import split_speakers

@@ -17,7 +17,8 @@ import scipy.signal
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora.read import Utterance, read_utterances
 from voiceflow.metrics import der_interval, score, summarise
-from voiceflow.simulation.conversations import Conversation, ConversationPlan, simulate
+from voiceflow.simulation.conversations import Conversation, ConversationPlan
+from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
 from voiceflow.simulation.voices import SENTENCES, find_espeak, speak
 from voiceflow.stages.prepare import MAX_SPEECH_S, split_speakers

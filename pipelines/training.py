@@ -1,4 +1,4 @@
-"""The training pipeline: prepare > validate > train > evaluate > export > latency > promote.
+"""The training pipeline: prepare (in shards) > join > validate > train > evaluate > export > latency > promote.
 
 Steps are cached by their arguments. `data_revision` and `code_revision` are among them, so that a
 step runs again when data or code have changed, and only then; promote always runs, since it depends
@@ -9,6 +9,7 @@ from kfp import dsl, kubernetes
 
 from components.evaluate import evaluate
 from components.export import export
+from components.join import join
 from components.latency import latency
 from components.prepare import prepare
 from components.promote import promote
@@ -42,20 +43,30 @@ def training(
     version: str,
     data_rev: str = "",
     recorded: str = "",
+    noises: str = "",
+    rooms: str = "",
+    shards: list[int] = [0],  # noqa: B006
+    num_shards: int = 1,
     reason: str = "",
     provider: str = "cuda",
     accept_equal: bool = False,
 ) -> str:
-    """See the parameters of the components; `*_json` are sections of params.yaml."""
-    prepared = prepare(
-        data_repo=data_repo,
-        data_rev=data_rev,
-        corpus=corpus,
-        recorded=recorded,
-        data_revision=data_revision,
-        config_json=prepare_json,
-        code_revision=code_revision,
-    )
+    """See the parameters of the components; `*_json` are sections of params.yaml, `shards` count from 0."""
+    with dsl.ParallelFor(items=shards, name="prepare-shards") as shard:
+        part = prepare(
+            data_repo=data_repo,
+            data_rev=data_rev,
+            corpus=corpus,
+            recorded=recorded,
+            noises=noises,
+            rooms=rooms,
+            data_revision=data_revision,
+            config_json=prepare_json,
+            code_revision=code_revision,
+            shard=shard,
+            num_shards=num_shards,
+        )
+    prepared = join(shards=dsl.Collected(part.outputs["dataset"]), code_revision=code_revision)
     validated = validate(config_json=validate_json, code_revision=code_revision, dataset=prepared.outputs["dataset"])
     trained = train(
         config_json=train_json,
@@ -99,7 +110,7 @@ def training(
         evaluation=evaluated.outputs["evaluation"],
         latency_report=timed.outputs["report"],
     )
-    for task in (prepared, validated, trained, evaluated, exported, timed):
+    for task in (part, prepared, validated, trained, evaluated, exported, timed):
         task.set_caching_options(True)
     # GPU nodes may be taken away; a refusal of bad data would only be repeated.
     for task in (trained, timed):

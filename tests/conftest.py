@@ -55,8 +55,9 @@ def small(params: Params, **changes: object) -> Params:
     """Settings that make a dataset of a few short conversations."""
     counts = params.prepare.conversations.model_copy(update={"train": 4, "dev": 2, "test": 4})
     weights = [0.0, 1.0, 1.0]
+    variety = params.prepare.variety.model_copy(update={"stock_size": 2})
     update = {"conversations": counts, "conversation_s": 12.0, "heldout_fraction": 0.25, "num_workers": 1}
-    config = params.prepare.model_copy(update=update | {"num_speakers_weights": weights} | changes)
+    config = params.prepare.model_copy(update=update | {"num_speakers_weights": weights, "variety": variety} | changes)
     return params.model_copy(update={"prepare": config})
 
 

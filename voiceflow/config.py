@@ -35,7 +35,7 @@ class ConditionWeights(Section):
 
 
 class TurnTakingConfig(Section):
-    """How people take turns in simulated conversations."""
+    """How people take turns in held-out conversations."""
 
     turn_median_s: float = Field(gt=0)
     """Median of the log-normal turn length."""
@@ -57,9 +57,38 @@ class TurnTakingConfig(Section):
     """How often somebody else speaks briefly inside a turn."""
 
 
+class StyleConfig(Section):
+    """How people take turns in one kind of training conversation; `voiceflow data report` compares with real ones."""
+
+    weight: float = Field(ge=0)
+    """How often, relative to the others."""
+    turn_median_s: float = Field(gt=0)
+    """Median of the log-normal turn length."""
+    turn_sigma: float = Field(gt=0)
+    """Standard deviation of the logarithm of the turn length."""
+    gap_mean_s: float
+    """Mean of the Gaussian offset between turns of different speakers; negative offsets are overlaps."""
+    gap_sigma_s: float = Field(gt=0)
+    """Standard deviation of that offset."""
+    pause_mean_s: float = Field(gt=0)
+    """Mean of the exponential pause of a speaker who goes on."""
+    goes_on_probability: float = Field(ge=0, le=1)
+    """How often the same speaker goes on after a pause."""
+    silence_probability: float = Field(ge=0, le=1)
+    """How often a turn is followed by a silence."""
+    silence_mean_s: float = Field(gt=0)
+    """Mean of that exponential silence."""
+    backchannels_per_minute: float = Field(ge=0)
+    """Brief words of listeners, a minute of somebody else's turns."""
+    spread: float = Field(ge=0)
+    """How much busier or calmer single conversations are: the standard deviation of what shifts their values."""
+
+
 class VarietyConfig(Section):
     """What training conversations have beyond held-out ones: dev and test stay as they were first drawn."""
 
+    styles: dict[str, StyleConfig] = Field(min_length=1)
+    """Kinds of conversations, by name."""
     headset_share: float = Field(ge=0, le=1)
     """Share of conversations through one microphone a speaker, mixed: near, quiet, full of breath."""
     context_share: float = Field(ge=0, le=1)
@@ -68,18 +97,26 @@ class VarietyConfig(Section):
     """Share of conversations with sounds that are no speech."""
     max_events_per_s: float = Field(ge=0)
     """Most of them a second, on average over a conversation."""
-    busy_share: float = Field(ge=0, le=1)
-    """Share of conversations in which people often talk at once."""
     lull_share: float = Field(ge=0, le=1)
     """Share of conversations with one long stretch in which nobody speaks."""
     late_share: float = Field(ge=0, le=1)
     """Share of conversations that begin late, after up to three quarters of their length."""
+    join_share: float = Field(ge=0, le=1)
+    """Share of speakers who come in after a tenth to seven tenths of the conversation."""
+    leave_share: float = Field(ge=0, le=1)
+    """Share of speakers who leave before its end."""
     moving_share: float = Field(ge=0, le=1)
-    """Share of voices whose loudness and distance change while they speak."""
+    """Share of voices whose place and loudness change from turn to turn."""
+    level_change_share: float = Field(ge=0, le=1)
+    """Share of conversations whose level is turned up or down on the way."""
     gated_share: float = Field(ge=0, le=1)
     """Share of conversations whose pauses are cut to digital silence, as conference software does."""
+    opus_share: float = Field(ge=0, le=1)
+    """Share of conversations that have gone through Opus at the rates of calls; telephones go through G.711."""
     level_dbfs_range: tuple[float, float] = Field(strict=False)
     """As prepare.level_dbfs_range, for training."""
+    stock_size: int = Field(ge=1)
+    """Rooms of each kind, noises, and sounds of each kind that are made before the conversations are."""
 
 
 class PrepareConfig(Section):
@@ -89,6 +126,12 @@ class PrepareConfig(Section):
     """Folder of utterances: utterances.csv, a LibriSpeech-style tree, or a lhotse manifest."""
     recorded: str | None
     """Folder of recorded conversations (audio and RTTM) taken as they are; null for none."""
+    noises: str | None
+    """Folder of recordings without speech, such as `voiceflow data get musan` stores; null, or an empty one, for made
+    ones alone."""
+    rooms: str | None
+    """Folder of recorded impulse responses, such as `voiceflow data get rirs` stores; null, or an empty one, for made
+    ones alone."""
     seed: int = Field(ge=0)
     """Everything random follows from it: the same seed gives the same bytes."""
     conversations: SplitCounts

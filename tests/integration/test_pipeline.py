@@ -10,6 +10,7 @@ import yaml
 from components.drift import drift
 from pipelines.__main__ import PIPELINES, compile_to
 from voiceflow.adapters.stream_log import FolderLog
+from voiceflow.cli.explain import read_steps
 from voiceflow.streaming.statistics import NAMES
 
 REPO = Path(__file__).parents[2]
@@ -40,11 +41,8 @@ def test_t4_nodes_are_for_train_and_latency_only():
 
 
 def test_every_step_but_promote_is_cached():
-    pipeline = next(yaml.safe_load_all(TRAINING.read_text()))
-    cached = {
-        name for name, task in pipeline["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")
-    }
-    assert cached == {"prepare", "validate", "train", "evaluate", "export", "latency"}
+    cached = {name for name, step in read_steps().items() if step.is_cached}
+    assert cached == {"prepare", "join", "validate", "train", "evaluate", "export", "latency"}
 
 
 @pytest.mark.parametrize("word", ["file://", "localhost", "127.0.0.1", "sqlite", ".voiceflow"])

@@ -36,7 +36,7 @@ def test_the_same_run_is_reused_but_for_promote(tmp_path, arguments):
 @pytest.mark.parametrize(
     ("section", "again"),
     [
-        ("prepare", {"prepare", "validate", "train", "evaluate", "export", "latency"}),
+        ("prepare", {"prepare", "join", "validate", "train", "evaluate", "export", "latency"}),
         ("train", {"train", "evaluate", "export", "latency"}),
         ("evaluate", {"evaluate", "export", "latency"}),
         ("export", {"export", "latency"}),
@@ -66,5 +66,5 @@ def test_data_code_and_failures_are_told(tmp_path, arguments):
 
 def test_every_step_is_there_and_keys_differ(arguments):
     assert next(iter(read_steps())) == "prepare"
-    assert set(read_steps()) == {"prepare", "validate", "train", "evaluate", "export", "latency", "promote"}
-    assert len(set(keys_of(arguments).values())) == 7
+    assert set(read_steps()) == {"prepare", "join", "validate", "train", "evaluate", "export", "latency", "promote"}
+    assert len(set(keys_of(arguments).values())) == 8

@@ -23,14 +23,18 @@ SHARED_SOURCES = {"data/speech": "data/speech", "data/meetings": "data/meeting-e
 SYNTHETIC_SPEAKERS, SYNTHETIC_SENTENCES, SYNTHETIC_SEED = 72, 12, 20
 
 
+PLACES = ("corpus", "recorded", "noises", "rooms")
+"""Folders that `prepare` reads, as params.yaml and the pipeline call them; all but the corpus may be missing."""
+
+
 @dataclass(frozen=True)
 class DataVersion:
     """Data that is here, and what version of it."""
 
-    corpus: str
-    recorded: str | None
+    folders: dict[str, str]
+    """Paths by the names of `PLACES`, of those that there are."""
     revision: str
-    """DVC's digests of both; the data revision in MLflow, in cache keys and in model files."""
+    """DVC's digests of all of them; the data revision in MLflow, in cache keys and in model files."""
 
 
 def dvc(*arguments: str) -> str:
@@ -88,10 +92,35 @@ def _joined(pointers: Mapping[Path, str], path: str) -> str:
     return ",".join(f"{name}:{digest}" for name, digest in sorted(digests.items()))
 
 
-def revision_of(corpus: str, recorded: str | None, repo: Path = Path()) -> str:
-    """The data revision: the digest of the corpus, and that of the recordings if there are any."""
-    parts = [digest_of(corpus, repo)] + ([digest_of(recorded, repo)] if recorded else [])
-    return "+".join(parts)
+def revision_of(folders: Mapping[str, str], repo: Path = Path()) -> str:
+    """The data revision: the digests of the folders that `prepare` reads, by the names of `PLACES`."""
+    return joined_revision({name: digest_of(path, repo) for name, path in folders.items()})
+
+
+def joined_revision(digests: Mapping[str, str]) -> str:
+    """One revision of several digests; noises and rooms are told by their names."""
+    return "+".join(
+        digests[name] if name in ("corpus", "recorded") else f"{name}={digests[name]}"
+        for name in PLACES
+        if name in digests
+    )
+
+
+def tracked_folders(config: PrepareConfig, repo: Path = Path()) -> dict[str, str]:
+    """What the configured folders are called, less noises and rooms that nobody has put there yet.
+
+    Raises:
+        DataError: The corpus or the recordings are not tracked, or noises or rooms that are there.
+    """
+    folders = {"corpus": config.corpus} | ({"recorded": config.recorded} if config.recorded else {})
+    for path in folders.values():
+        pointers_of(path, repo)
+    for name, sounds in (("noises", config.noises), ("rooms", config.rooms)):
+        if sounds and ((repo / f"{sounds}.dvc").is_file() or list((repo / sounds).glob("*.dvc"))):
+            folders[name] = sounds
+        elif sounds and any(found.suffix.lower() in AUDIO_SUFFIXES for found in (repo / sounds).rglob("*")):
+            raise DataError(f"{sounds} holds sounds that DVC does not track; run `dvc add {sounds}/FOLDER`")
+    return folders
 
 
 def track(path: Path, say: Callable[[str], None]) -> None:
@@ -123,7 +152,11 @@ def ensure_data(config: PrepareConfig, say: Callable[[str], None]) -> DataVersio
     """
     if _ensure_tracked(config.corpus, say):
         recorded = config.recorded if config.recorded and _ensure_tracked(config.recorded, say) else None
-        return DataVersion(config.corpus, recorded, revision_of(config.corpus, recorded))
+        folders = tracked_folders(config.model_copy(update={"recorded": recorded}))
+        for name in ("noises", "rooms"):
+            if name in folders:
+                _ensure_tracked(folders[name], say)
+        return DataVersion(folders, revision_of(folders))
     if not Path(SYNTHETIC).is_dir():
         say(f"{config.corpus} is nowhere to be had: making {SYNTHETIC_SPEAKERS} voices with espeak-ng in {SYNTHETIC}")
         partial = Path(f"{SYNTHETIC}.partial")
@@ -136,7 +169,8 @@ def ensure_data(config: PrepareConfig, say: Callable[[str], None]) -> DataVersio
         dvc("add", SYNTHETIC, "--quiet")
         dvc("push", f"{SYNTHETIC}.dvc", "--quiet")
     say(f"using the embedded espeak-ng voices in {SYNTHETIC}: figures on them say little about real speech")
-    return DataVersion(SYNTHETIC, None, revision_of(SYNTHETIC, None))
+    folders = {"corpus": SYNTHETIC}
+    return DataVersion(folders, revision_of(folders))
 
 
 def _ensure_tracked(path: str, say: Callable[[str], None]) -> bool:

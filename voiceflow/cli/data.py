@@ -117,10 +117,9 @@ def get(
             out.print(f"{corpus.name} {split}: {counts}", markup=False)
         track(stored_path(corpus), lambda sentence: out.print(sentence, markup=False))
     folders = {corpus.kind: stored_path(corpus).parent for corpus in wanted}
-    flags = {"voices": "--corpus", "conversations": "--recorded"}
-    used = " ".join(f"{flags[kind]} {folder}" for kind, folder in folders.items() if kind in flags)
-    if used:
-        out.print(f"train with them: voiceflow run {used}")
+    flags = {"conversations": "--recorded", "voices": "--corpus", "noises": "--noises", "rooms": "--rooms"}
+    used = " ".join(f"{flags[kind]} {folder}" for kind, folder in folders.items())
+    out.print(f"train with them: voiceflow run {used}")
 
 
 @app.command()
@@ -191,7 +190,8 @@ def ensure(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
     if json_:
         emit_json(asdict(version))
     else:
-        out.print(f"corpus {version.corpus}, recorded {version.recorded or 'none'}, revision {version.revision}")
+        told = ", ".join(f"{name} {path}" for name, path in version.folders.items())
+        out.print(f"{told}, revision {version.revision}", markup=False)
 
 
 @app.command()
@@ -287,6 +287,45 @@ def print_verdict(verdict: dict[str, Any], page: Path) -> None:
         out.print(f"in quarantine: {len(verdict['quarantined'])} recordings, the rest goes on")
     word = "[green]accepted[/green]" if verdict["passed"] else "[red]refused[/red]"
     out.print(f"{word}; with players for the worst rows: {page}")
+
+
+@app.command()
+def report(
+    real: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of real conversations, beside those in the dataset.")
+    ] = None,
+    dataset: Annotated[Path, typer.Option(help="The prepared dataset.")] = Path("data/prepared"),
+    corpora: Descriptions = DESCRIBED,
+    output: Annotated[Path, typer.Option(help="Where report.html, report.json and rhythm.png go.")] = Path(
+        "reports/data"
+    ),
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compare simulated conversations with real ones: turn length, gaps, overlap, backchannels, and their distances."""
+    from rich.table import Table
+
+    from voiceflow.corpora.description import read_descriptions
+    from voiceflow.stages.data_report import PAGE, compare_rhythms, mean_ks, table_of, write_report
+
+    here = (dataset / "recordings.jsonl").is_file()
+    if not here and not real:
+        raise ConfigError(
+            f"{dataset} is no prepared dataset; run `voiceflow stage prepare`, or name a folder to measure"
+        )
+    compared = compare_rhythms(dataset if here else None, real or [])
+    figures = write_report(compared, read_descriptions(corpora) if corpora.is_dir() else {}, output)
+    if json_:
+        emit_json(figures)
+        return
+    columns, rows = table_of(compared, figures["published"])
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for name, simulated in figures["nearest"].items():
+        distance = mean_ks(compared.distances[simulated][name])
+        out.print(f"nearest to {name}: {simulated}, mean KS distance {distance:.3f}", markup=False)
+    out.print(f"curves and all distances: {output / PAGE}", markup=False)
 
 
 @app.command()

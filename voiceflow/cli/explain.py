@@ -4,6 +4,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,44 @@ History = list[dict[str, Any]]
 MOST_RUNS = 100
 
 
-class Step:
-    """A step of the compiled pipeline: which arguments reach it, and which steps."""
+CHANNEL = "pipelinechannel--"
+"""How the compiler calls arguments of the pipeline inside a loop."""
 
-    def __init__(self, task: Mapping[str, Any]) -> None:
-        inputs = task.get("inputs", {})
-        self.arguments = sorted(
-            given["componentInputParameter"]
-            for given in inputs.get("parameters", {}).values()
-            if "componentInputParameter" in given
-        )
-        makers = [given["taskOutputArtifact"]["producerTask"] for given in inputs.get("artifacts", {}).values()]
-        self.after = sorted({*makers, *task.get("dependentTasks", [])})
-        self.is_cached = bool(task["cachingOptions"].get("enableCache"))
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the compiled pipeline: which arguments reach it, and which steps come before."""
+
+    arguments: list[str]
+    after: list[str]
+    is_cached: bool
 
 
 def read_steps() -> dict[str, Step]:
-    """Steps of the compiled training pipeline, each after those it needs."""
+    """Steps of the compiled training pipeline, each after those it needs; one in a loop is one step."""
     text = importlib.resources.files("pipelines").joinpath("training.yaml").read_text(encoding="utf-8")
-    tasks = next(yaml.safe_load_all(text))["root"]["dag"]["tasks"]
-    steps = {name: Step(task) for name, task in tasks.items()}
+    pipeline = next(yaml.safe_load_all(text))
+    tasks = pipeline["root"]["dag"]["tasks"]
+    bodies = {
+        name: pipeline["components"][task["componentRef"]["name"]]["dag"]["tasks"]
+        for name, task in tasks.items()
+        if "parameterIterator" in task
+    }
+    called = {name: next(iter(bodies[name])) if name in bodies else name for name in tasks}
+    steps = {}
+    for name, task in tasks.items():
+        inputs = task.get("inputs", {})
+        makers = [given["taskOutputArtifact"]["producerTask"] for given in inputs.get("artifacts", {}).values()]
+        caching = (bodies[name][called[name]] if name in bodies else task).get("cachingOptions", {})
+        steps[called[name]] = Step(
+            arguments=sorted(
+                given["componentInputParameter"].removeprefix(CHANNEL)
+                for given in inputs.get("parameters", {}).values()
+                if "componentInputParameter" in given
+            ),
+            after=sorted({called[other] for other in (*makers, *task.get("dependentTasks", []))}),
+            is_cached=bool(caching.get("enableCache")),
+        )
     ordered: dict[str, Step] = {}
     while len(ordered) < len(steps):
         ordered |= {name: step for name, step in steps.items() if set(step.after) <= set(ordered)}

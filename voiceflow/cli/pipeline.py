@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,8 @@ from voiceflow.errors import ConfigError, PlatformError
 
 HISTORY = "runs.jsonl"
 """Below the pipelines' folder: what finished steps depended on."""
-STAGES = ("prepare", "validate", "train", "evaluate", "export", "latency", "promote")
+SECTIONS = ("prepare", "validate", "train", "evaluate", "export", "latency", "promote")
+STAGES = ("prepare", "join", "validate", "train", "evaluate", "export", "latency", "promote")
 
 
 def run(
@@ -49,6 +50,15 @@ def run(
     recorded: Annotated[
         str | None, typer.Option(help="Tracked folder of conversations, instead of prepare.recorded.")
     ] = None,
+    noises: Annotated[
+        str | None, typer.Option(help="Tracked folder of recordings without speech, instead of prepare.noises.")
+    ] = None,
+    rooms: Annotated[
+        str | None, typer.Option(help="Tracked folder of impulse responses, instead of prepare.rooms.")
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(help="Parts that conversations are made in, each by a pod of its own with --host.", min=1)
+    ] = 1,
     params: Annotated[Path | None, typer.Option(help="Another params.yaml.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -56,12 +66,12 @@ def run(
 
     Exits 0 if the model was promoted, 1 if a gate or the comparison refused it.
     """
-    from voiceflow.adapters.data_versions import code_revision, ensure_data, git_commit, revision_of
+    from voiceflow.adapters.data_versions import code_revision, ensure_data, git_commit, revision_of, tracked_folders
 
     values = load_params(params, profile=profile)
     if from_scratch:
         values = values.model_copy(update={"train": values.train.model_copy(update={"init_from": "scratch"})})
-    asked = {"corpus": corpus, "recorded": recorded}
+    asked = {"corpus": corpus, "recorded": recorded, "noises": noises, "rooms": rooms}
     chosen = {name: path for name, path in asked.items() if path is not None}
     values = values.model_copy(update={"prepare": values.prepare.model_copy(update=chosen)})
     if for_slice is not None:
@@ -74,11 +84,11 @@ def run(
             raise ConfigError("--explain-cache tells of runs on this machine; leave --host out")
         if not data_repo:
             raise ConfigError("--host needs --data-repo: pods fetch the data from a git repository that they can reach")
-        config = values.prepare
-        arguments = _arguments(values, data_repo, config.corpus, config.recorded, provider, accept_equal)
+        folders = tracked_folders(values.prepare)
+        arguments = _arguments(values, data_repo, folders, shards, provider, accept_equal)
         arguments |= {
             "data_rev": data_rev or git_commit().removesuffix("+changes"),
-            "data_revision": revision_of(config.corpus, config.recorded),
+            "data_revision": revision_of(folders),
             "code_revision": code_revision(),
             "git_commit": git_commit(),
             "reason": reason,
@@ -86,7 +96,7 @@ def run(
         _submit(host, arguments)
         return
     version = ensure_data(values.prepare, (lambda sentence: None) if json_ else out.print)
-    arguments = _arguments(values, str(Path.cwd()), version.corpus, version.recorded, provider, accept_equal)
+    arguments = _arguments(values, str(Path.cwd()), version.folders, shards, provider, accept_equal)
     arguments |= {
         "data_rev": data_rev,
         "data_revision": version.revision,
@@ -135,15 +145,18 @@ def more_of(values: Params, condition: str) -> Params:
 
 
 def _arguments(
-    values: Params, data_repo: str, corpus: str, recorded: str | None, provider: str, accept_equal: bool
+    values: Params, data_repo: str, folders: Mapping[str, str], shards: int, provider: str, accept_equal: bool
 ) -> dict[str, Any]:
+    from voiceflow.adapters.data_versions import PLACES
+
     sections = {
-        name: getattr(values, f"{name}_" if name == "validate" else name) for name in (*STAGES, "model", "decision")
+        name: getattr(values, f"{name}_" if name == "validate" else name) for name in (*SECTIONS, "model", "decision")
     }
     return {f"{name}_json": section.model_dump_json() for name, section in sections.items()} | {
         "data_repo": data_repo,
-        "corpus": corpus,
-        "recorded": recorded or "",
+        **{name: folders.get(name, "") for name in PLACES},
+        "shards": list(range(shards)),
+        "num_shards": shards,
         "provider": provider,
         "accept_equal": accept_equal,
         "version": voiceflow.__version__,

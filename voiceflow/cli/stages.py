@@ -55,18 +55,12 @@ def _run(
     provider: str,
 ) -> Any:
     if name is Stage.PREPARE:
-        from voiceflow.adapters.data_versions import revision_of
+        from voiceflow.adapters.data_versions import revision_of, tracked_folders
         from voiceflow.stages.prepare import prepare
 
-        config = values.prepare
-        summary = prepare(
-            config,
-            dataset,
-            corpus=Path(config.corpus),
-            recorded=Path(config.recorded) if config.recorded else None,
-            revision=revision_of(config.corpus, config.recorded),
-            progress=progress,
-        )
+        folders = tracked_folders(values.prepare)
+        places: dict[str, Any] = {name: Path(path) for name, path in folders.items()}
+        summary = prepare(values.prepare, dataset, **places, revision=revision_of(folders), progress=progress)
         return summary["splits"]
     if name is Stage.VALIDATE:
         from voiceflow.stages.dataset import adopt_quarantine

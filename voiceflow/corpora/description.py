@@ -35,6 +35,19 @@ class CorpusFile(Section):
         return self.path or self.url.rsplit("/", maxsplit=1)[-1]
 
 
+class Published(Section):
+    """What a paper says of how people talk in a corpus; `voiceflow data report` shows it beside what it measures."""
+
+    source: str
+    """Paper, and which part of the corpus."""
+    speech_share: float | None = Field(default=None, ge=0, le=1)
+    """Of the time, anybody speaking."""
+    overlap_share: float | None = Field(default=None, ge=0, le=1)
+    """Of the speech, several speaking."""
+    overlapped_changes: float | None = Field(default=None, ge=0, le=1)
+    """Of the changes of speaker, before the first has ended."""
+
+
 class Corpus(Section):
     """A corpus by name."""
 
@@ -68,6 +81,7 @@ class Corpus(Section):
     needs: list[str] = Field(default_factory=list)
     """Corpora that must have been got before."""
     files: list[CorpusFile] = Field(default_factory=list)
+    published: Published | None = None
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:

@@ -136,6 +136,26 @@ def read_conversations(folder: Path) -> list[Conversation]:
     return sorted(found, key=lambda conversation: conversation.name)
 
 
+def read_sounds(folder: Path) -> list[AudioPlace]:
+    """Recordings without speakers of a folder, sorted: noises, or impulse responses of rooms.
+
+    Raises:
+        DataError: No such folder, or no audio in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of sounds; get one with `voiceflow data get musan` (or rirs)")
+    places: list[AudioPlace] = []
+    stored = [path.parent for path in folder.rglob(ABOUT)]
+    for part in stored:
+        places += [place for _, place, _ in _cuts(part)]
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in AUDIO_SUFFIXES and not any(part in path.parents for part in stored):
+            places.append(AudioPlace(path))
+    if not places:
+        raise DataError(f"{folder}: expected audio files, or a corpus of `voiceflow data get`; found none")
+    return sorted(places, key=str)
+
+
 def corpora_in(folder: Path) -> list[Path]:
     """The folder itself, or the corpora it holds, where it is a folder of them."""
     if _is_corpus(folder):

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,29 @@ def _librispeech_mix(raw: Path, *, librispeech: str) -> Parts:
     return parts
 
 
-def _folder(raw: Path) -> Parts:
-    """Files of sound without labels, such as MUSAN's and the rooms of RIRS."""
+def _folder(raw: Path, *, only: Sequence[str] = ("*",), without: Sequence[str] = ()) -> Parts:
+    """Files of sound without labels, such as MUSAN's and the rooms of RIRS.
+
+    Args:
+        raw: The corpus.
+        only: Patterns of paths below it that are taken.
+        without: Patterns of those that are not.
+    """
     from lhotse import CutSet, Recording, RecordingSet
 
-    files = [path for path in sorted(raw.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
-    names = {path: "-".join(path.relative_to(raw).with_suffix("").parts) for path in files}
+    files = {
+        path: path.relative_to(raw).as_posix()
+        for path in sorted(raw.rglob("*"))
+        if path.suffix.lower() in AUDIO_SUFFIXES
+    }
+    files = {
+        path: name
+        for path, name in files.items()
+        if any(fnmatch(name, pattern) for pattern in only) and not any(fnmatch(name, pattern) for pattern in without)
+    }
+    names = {path: "-".join(Path(name).with_suffix("").parts) for path, name in files.items()}
     recordings = RecordingSet.from_recordings(Recording.from_file(path, recording_id=names[path]) for path in files)
-    return {"all": CutSet.from_manifests(recordings)}
+    return {"all": CutSet.from_manifests(recordings)} if files else {}
 
 
 def _conversations(raw: Path, *, without: Sequence[str] = ()) -> Parts:

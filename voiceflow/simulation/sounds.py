@@ -1,6 +1,6 @@
 """Sounds that are nobody's speech: breath, handling, clicks, rustle, tones and music, and what real recordings hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,22 +9,29 @@ import scipy.signal
 from voiceflow.timebase import SAMPLE_RATE_HZ
 
 FloatArray = npt.NDArray[np.float32]
-Int16Array = npt.NDArray[np.int16]
 Generator = np.random.Generator
 
-KINDS = ("recorded", "breath", "thump", "clicks", "rustle", "tones")
+KINDS = ("breath", "thump", "clicks", "rustle", "tones")
 _LEVEL_DB = {
-    "recorded": (-25.0, 5.0),
+    "recorded": (-30.0, 3.0),
+    "breaths": (-25.0, 5.0),
     "breath": (-38.0, -12.0),
     "thump": (-30.0, 6.0),
     "clicks": (-30.0, 3.0),
     "rustle": (-38.0, -8.0),
     "tones": (-30.0, 3.0),
 }
-"""Loudness in dB relative to the speech of the conversation; relative to its own recording for `recorded`."""
+"""Loudness in dB relative to the speech of the conversation; relative to their own recording for `breaths`."""
 
 
-def background_events(rng: Generator, num_samples: int, recorded: Sequence[Int16Array], *, per_s: float) -> FloatArray:
+def make_sound(rng: Generator, kind: str) -> FloatArray:
+    """One sound of one of `KINDS`, at a root mean square of 1."""
+    return _scaled(_MAKERS[kind](rng))
+
+
+def background_events(
+    rng: Generator, num_samples: int, *, per_s: float, sounds: Mapping[str, Sequence[FloatArray]] | None = None
+) -> FloatArray:
     """Sounds at random times, scaled for speech at a root mean square of 1.
 
     A conversation has a few kinds of sound, not all of them: a keyboard, or a microphone that is held.
@@ -32,21 +39,22 @@ def background_events(rng: Generator, num_samples: int, recorded: Sequence[Int16
     Args:
         rng: Draws kinds, times and loudness.
         num_samples: Length of the result.
-        recorded: Speechless pieces of real recordings whose speech is at a root mean square of 0.1 of full scale.
         per_s: Mean number of sounds a second.
+        sounds: Sounds by kind to choose from; None makes new ones.
     """
     events_N = np.zeros(num_samples, np.float32)
-    kinds = rng.permutation(np.array(KINDS if recorded else KINDS[1:]))[: int(rng.integers(1, 5))]
+    of_any = KINDS if sounds is None else sorted(kind for kind, rows in sounds.items() if rows)
+    kinds = rng.permutation(np.array(of_any))[: int(rng.integers(1, 5))]
     offset_db = rng.uniform(-8.0, 4.0)
     for _ in range(int(rng.poisson(per_s * num_samples / SAMPLE_RATE_HZ))):
         kind = str(rng.choice(kinds))
         level_db = rng.uniform(*_LEVEL_DB[kind]) + offset_db
-        if kind == "recorded":
-            piece_N = recorded[int(rng.integers(len(recorded)))].astype(np.float32) / np.float32(3276.8)
-            piece_N = _faded(piece_N[: int(rng.uniform(0.2, 3.0) * SAMPLE_RATE_HZ)])
+        if sounds is None:
+            piece_N = make_sound(rng, kind)
         else:
-            piece_N = _MAKERS[kind](rng)
-            piece_N = _scaled(piece_N)
+            piece_N = sounds[kind][int(rng.integers(len(sounds[kind])))]
+            if kind in ("breaths", "recorded"):
+                piece_N = _faded(piece_N[: int(rng.uniform(0.2, 3.0) * SAMPLE_RATE_HZ)])
         start = int(rng.integers(0, num_samples))
         piece_N = piece_N[: num_samples - start]
         events_N[start : start + len(piece_N)] += piece_N * np.float32(10.0 ** (level_db / 20.0))

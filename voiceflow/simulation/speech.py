@@ -176,3 +176,14 @@ def _sounds(piece: FloatArray, spans: Spans) -> list[Int16Array]:
 def _to_int16(samples_N: FloatArray) -> Int16Array:
     pcm: Int16Array = np.clip(samples_N * 32767.0, -32768, 32767).astype(np.int16)
     return pcm
+
+
+def at_level(pcm_N: Int16Array | FloatArray) -> FloatArray:
+    """16-bit speech at a root mean square of 0.1 of full scale, faded in and out over 5 ms."""
+    samples_N = pcm_N.astype(np.float32) / np.float32(32768.0)
+    rms = float(np.sqrt(np.mean(samples_N**2))) + 1e-6
+    fade = min(80, len(samples_N) // 4)
+    samples_N = samples_N * np.float32(min(0.1 / rms, 20.0))
+    samples_N[:fade] *= np.linspace(0.0, 1.0, fade, dtype=np.float32)
+    samples_N[len(samples_N) - fade :] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
+    return samples_N

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -44,6 +44,8 @@ class Recording(Section):
     sample_rate_hz: int
     digest: str
     """SHA-256 of the audio file."""
+    style: str = ""
+    """How people take turns in it, of prepare.variety.styles; "" where it was not simulated for training."""
 
 
 def write_recordings(folder: Path, recordings: Iterable[Recording]) -> None:
@@ -75,6 +77,11 @@ def read_recordings(folder: Path, split: str | None = None, *, all_of_them: bool
         except ValidationError as err:
             raise DataError(f"{path}, line {number}: {err}") from err
     return [row for row in recordings if (split is None or row.split == split) and row.name not in kept_out]
+
+
+def is_simulated(recording: Recording) -> bool:
+    """Whether a recording was simulated; real ones are of the split ``recorded``, or called by their corpus."""
+    return recording.split != "recorded" and recording.condition in (*CONDITIONS, HEADSET)
 
 
 def quarantine_path(folder: Path) -> Path:
@@ -119,7 +126,7 @@ def dataset_items(folder: Path) -> list[Item]:
                 condition=recording.condition,
                 turns=tuple(turns),
                 turns_error=problem,
-                is_made=recording.split != "recorded" and recording.condition in (*CONDITIONS, HEADSET),
+                is_made=is_simulated(recording),
                 declared_rate_hz=recording.sample_rate_hz,
                 declared_speakers=tuple(recording.speakers),
                 declared_digest=recording.digest,
@@ -200,10 +207,10 @@ def read_samples(folder: Path, recording: Recording) -> FloatArray:
     return load_audio(folder / recording.audio)
 
 
-def read_summary(folder: Path) -> dict[str, object]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """prepare.json: seed, corpus revision and counts."""
     path = folder / "prepare.json"
     if not path.is_file():
         raise DataError(f"{path} is missing; run `voiceflow stage prepare` first")
-    summary: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return summary

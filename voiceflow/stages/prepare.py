@@ -4,9 +4,12 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,22 @@ import numpy as np
 from voiceflow import simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
-from voiceflow.corpora.read import UNSPLIT, Conversation, Utterance, read_conversations, read_utterances
+from voiceflow.corpora.read import (
+    UNSPLIT,
+    AudioPlace,
+    Conversation,
+    Utterance,
+    read_conversations,
+    read_sounds,
+    read_utterances,
+)
 from voiceflow.errors import DataError
-from voiceflow.simulation.conversations import ConversationPlan, plan_conversations, simulate
+from voiceflow.simulation.conversations import ConversationPlan, plan_conversations
+from voiceflow.simulation.heldout import simulate
+from voiceflow.simulation.simulator import Simulator
 from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
-from voiceflow.stages.dataset import Recording, quarantine_path, write_recordings
+from voiceflow.simulation.stock import load_stock, make_stock
+from voiceflow.stages.dataset import Recording, quarantine_path, read_recordings, read_summary, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
 from voiceflow.unfinished import begin, finish
@@ -35,6 +49,9 @@ MAX_SPEECH_S = 240.0
 
 DONE = "done.jsonl"
 """While a dataset is made: what of it is whole."""
+STOCK = "stock"
+MAX_BREATHING = 40
+"""So many voices lend the sounds between their words to all training conversations."""
 MIN_PIECE_S = 10.0
 """What is left at the end of a conversation that is cut into pieces, if it is shorter, is not used."""
 
@@ -85,7 +102,10 @@ def prepare(
     *,
     corpus: Path,
     recorded: Path | None = None,
+    noises: Path | None = None,
+    rooms: Path | None = None,
     revision: str,
+    shard: tuple[int, int] = (0, 1),
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Write a dataset (see stages/dataset.py for its files).
@@ -96,7 +116,10 @@ def prepare(
         corpus: Folder of utterances, or of such corpora.
         recorded: Folder of conversations, or of such corpora, or None. Those of a corpus with splits are trained on,
             chosen by and tested on accordingly, the first two in pieces; others are only tested on.
+        noises: Folder of recordings without speech; training conversations have them beside made ones.
+        rooms: Folder of recorded impulse responses, likewise.
         revision: Digest of the corpus, kept in prepare.json and later in the model file.
+        shard: Which part of the conversations is made, and of how many; `join_shards` puts them together.
         progress: Called as work goes on.
 
     Returns:
@@ -113,20 +136,70 @@ def prepare(
         for split, count in config.conversations.model_dump().items()
         for plan in plan_conversations(config, split, splits[split], count)
     ]
+    sounds = _Sounds(read_sounds(noises) if noises else [], read_sounds(rooms) if rooms else [])
     values = config.model_dump(mode="json", exclude={"num_workers"})
-    made_of = json.dumps([revision, values, recorded is not None, _sources()])
+    made_of = json.dumps([revision, values, recorded is not None, shard, _sources()])
     try:
         partial = begin(output, hashlib.sha256(made_of.encode()).hexdigest())
-        recordings = _make(config, utterances, splits, plans, partial, recorded, progress)
+        talks = _readable(recorded)[shard[0] :: shard[1]] if recorded else []
+        recordings = _make(config, utterances, splits, plans, shard, sounds, partial, talks, progress)
     except OSError as err:
         raise DataError(
             f"{output}: cannot be written ({err.strerror or err}); what is whole is kept, "
             "run the command again to go on"
         ) from err
-    summary = {
+    summary = _summary(config.model_dump(mode="json"), revision, recordings)
+    (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    quarantine_path(output).unlink(missing_ok=True)
+    finish(partial, output)
+    return summary
+
+
+def join_shards(shards: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Put the shards of a dataset together: the dataset that one process would have made.
+
+    Returns:
+        The content of prepare.json.
+
+    Raises:
+        DataError: Shards of different configs or revisions, or one conversation in two of them.
+    """
+    summaries = [read_summary(shard) for shard in shards]
+    first: dict[str, Any] = summaries[0]
+    for shard, summary in zip(shards, summaries, strict=True):
+        if (summary["revision"], summary["config"]) != (first["revision"], first["config"]):
+            raise DataError(f"{shard}: made of other data or by another config than {shards[0]}; make both again")
+    recordings = [(shard, recording) for shard in shards for recording in read_recordings(shard, all_of_them=True)]
+    names = [recording.name for _, recording in recordings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{len(twice)} conversations are in several shards, such as {twice[0]}: shards overlap")
+    output.mkdir(parents=True, exist_ok=True)
+    for shard, recording in recordings:
+        for path in (recording.audio, recording.rttm):
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            _link(shard / path, output / path)
+    joined = [recording for _, recording in recordings]
+    write_recordings(output, joined)
+    summary = _summary(first["config"], first["revision"], joined)
+    (output / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where that cannot be."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _summary(config: dict[str, Any], revision: str, recordings: Sequence[Recording]) -> dict[str, Any]:
+    return {
         "revision": revision,
-        "seed": config.seed,
-        "config": config.model_dump(mode="json"),
+        "seed": config["seed"],
+        "config": config,
         "splits": {
             split: {
                 "recordings": sum(recording.split == split for recording in recordings),
@@ -136,10 +209,20 @@ def prepare(
             for split in ("train", "dev", "test", "recorded")
         },
     }
-    (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    quarantine_path(output).unlink(missing_ok=True)
-    finish(partial, output)
-    return summary
+
+
+@dataclass(frozen=True)
+class _Sounds:
+    """Recordings without speech that training conversations are made of beside voices."""
+
+    noises: list[AudioPlace]
+    rooms: list[AudioPlace]
+
+
+def _breathing(plans: Sequence[ConversationPlan]) -> list[str]:
+    """Voices of training whose breaths all shards have."""
+    speakers = dict.fromkeys(name for plan in plans if plan.split == "train" for name in plan.speakers)
+    return sorted(list(speakers)[:MAX_BREATHING])
 
 
 def _sources() -> list[str]:
@@ -152,13 +235,14 @@ def _make(
     utterances: dict[str, list[Utterance]],
     splits: dict[str, list[str]],
     plans: list[ConversationPlan],
+    shard: tuple[int, int],
+    sounds: _Sounds,
     output: Path,
-    recorded: Path | None,
+    talks: list[Conversation],
     progress: Progress,
 ) -> list[Recording]:
-    """Audio, turns and manifest of a dataset; recordings that an earlier run has made are kept."""
+    """Audio, turns and manifest of a shard; recordings that an earlier run has made are kept."""
     done = _done(output)
-    talks = [] if recorded is None else _readable(recorded)
     with (
         (output / DONE).open("w", encoding="utf-8") as ledger,
         tempfile.TemporaryDirectory(prefix="voiceflow-segments-") as folder,
@@ -173,11 +257,15 @@ def _make(
         for key, recordings in list(done.items()):
             keep(key, recordings)
         scratch = Path(folder)
-        plans = _extract_segments(config, utterances, splits, plans, scratch, progress)
-        # Sounds come from the voices of training alone.
-        sound_speakers = tuple(sorted({name for plan in plans if plan.split == "train" for name in plan.speakers}))
+        breathing = _breathing(plans)
+        plans = _extract_segments(config, utterances, splits, plans[shard[0] :: shard[1]], breathing, scratch, progress)
         plans = [plan for plan in plans if plan.name not in done]
-        jobs = [(plan, config, scratch, output, sound_speakers) for plan in plans]
+        if any(plan.split == "train" for plan in plans):
+            breaths = [piece for speaker in breathing for piece in _load_pieces(scratch / f"{speaker}.sounds")]
+            make_stock(config, breaths=breaths, noises=sounds.noises, rooms=sounds.rooms, progress=progress).save(
+                scratch / STOCK
+            )
+        jobs = [(plan, config, scratch, output) for plan in plans]
         made = in_parallel(_simulate_one, jobs, num_workers=config.num_workers, few=1)
         for plan, recording in zip(plans, _track(made, "simulate", len(jobs), progress), strict=True):
             keep(plan.name, [recording])
@@ -218,11 +306,12 @@ def _extract_segments(
     utterances: dict[str, list[Utterance]],
     splits: dict[str, list[str]],
     plans: list[ConversationPlan],
+    breathing: Sequence[str],
     scratch: Path,
     progress: Progress,
 ) -> list[ConversationPlan]:
     """Cut the speech of all planned speakers; a speaker without speech is replaced by another."""
-    needed = sorted({speaker for plan in plans for speaker in plan.speakers})
+    needed = sorted({speaker for plan in plans for speaker in plan.speakers} | set(breathing))
     jobs = [(speaker, utterances[speaker], scratch) for speaker in needed]
     silent = set()
     for speaker, num_segments in _track(
@@ -272,13 +361,11 @@ def _load_pieces(stem: Path) -> list[Int16Array]:
 
 
 @functools.cache
-def _recorded_sounds(scratch: Path, speakers: tuple[str, ...]) -> list[Int16Array]:
-    return [piece for speaker in speakers for piece in _load_pieces(scratch / f"{speaker}.sounds")]
+def _simulator(config_json: str, stock: Path) -> Simulator:
+    return Simulator(PrepareConfig.model_validate_json(config_json), load_stock(stock))
 
 
-def _simulate_one(
-    plan: ConversationPlan, config: PrepareConfig, scratch: Path, output: Path, sound_speakers: tuple[str, ...]
-) -> Recording:
+def _simulate_one(plan: ConversationPlan, config: PrepareConfig, scratch: Path, output: Path) -> Recording:
     segments = {
         speaker: [
             Segment(samples, int(start), int(end))
@@ -288,9 +375,12 @@ def _simulate_one(
         ]
         for speaker in plan.speakers
     }
-    sounds = _recorded_sounds(scratch, sound_speakers) if plan.split == "train" else []
-    conversation = simulate(plan, segments, config, sounds)
-    return _write(plan.name, plan.split, plan.condition, conversation.samples_N, conversation.turns, output)
+    if plan.split == "train":
+        conversation = _simulator(config.model_dump_json(), scratch / STOCK).make(plan, segments)
+    else:
+        conversation = simulate(plan, segments, config)
+    samples_N, turns = conversation.samples_N, conversation.turns
+    return _write(plan.name, plan.split, plan.condition, samples_N, turns, output, style=conversation.style)
 
 
 def _readable(folder: Path) -> list[Conversation]:
@@ -330,7 +420,14 @@ def _take_recorded(conversation: Conversation, piece_s: float, output: Path) -> 
 
 
 def _write(
-    name: str, split: str, condition: str, samples_N: FloatArray, turns: Sequence[Turn], output: Path
+    name: str,
+    split: str,
+    condition: str,
+    samples_N: FloatArray,
+    turns: Sequence[Turn],
+    output: Path,
+    *,
+    style: str = "",
 ) -> Recording:
     audio, rttm = f"audio/{split}/{name}.flac", f"rttm/{split}/{name}.rttm"
     write_flac(output / audio, samples_N)
@@ -346,6 +443,7 @@ def _write(
         duration_s=samples_to_seconds(len(samples_N)),
         sample_rate_hz=SAMPLE_RATE_HZ,
         digest=file_digest(output / audio),
+        style=style,
     )
 
 

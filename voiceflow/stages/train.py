@@ -144,7 +144,7 @@ def _make_noise(seed: int, number: int) -> HalfArray:
     length = int(NOISE_S * SAMPLE_RATE_HZ)
     match number % 3:
         case 0:
-            samples_N = background_events(rng, length, [], per_s=float(rng.uniform(1.0, 12.0)))
+            samples_N = background_events(rng, length, per_s=float(rng.uniform(1.0, 12.0)))
         case 1:
             samples_N = textures(rng, length)
         case _:
