@@ -177,6 +177,8 @@ class ValidateConfig(Section):
     """Runs of three or more samples at a recording's largest value: clipped, and perhaps made quieter since."""
     max_dropout_s: float = Field(ge=0)
     """Exact digital silence inside turns."""
+    telephone_conditions: list[str]
+    """Conditions, or corpora, whose recordings are known to hold no more than a telephone's band."""
     min_bandwidth_share: float = Field(gt=0, lt=1)
     """A spectrum that ends like a wall below this share of half the rate was recorded at a lower rate."""
     max_hole_share: float = Field(gt=0, lt=1)

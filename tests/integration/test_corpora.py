@@ -6,19 +6,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
+from conftest import small
 
 from benchmarks.file_server import serving
 from benchmarks.mirrors import make_mirror
 from voiceflow.corpora.description import read_description, read_descriptions
 from voiceflow.corpora.get import get_corpus, stored_path
-from voiceflow.corpora.read import read_conversations, read_utterances
+from voiceflow.corpora.read import read_conversations, read_sounds, read_utterances
 from voiceflow.errors import ConfigError, DataError
+from voiceflow.simulation.rooms import PLACES
 from voiceflow.simulation.voices import synthesise_corpus
+from voiceflow.stages.dataset import read_recordings
+from voiceflow.stages.prepare import prepare
 
 REPO = Path(__file__).parent.parent.parent
 
@@ -192,3 +200,48 @@ def test_a_folder_of_ones_own_is_checked_and_taken_in(workplace, excerpts):
     assert len(talks) == len(excerpts)
     assert {talk.split for talk in talks} == {"recorded"}
     assert "mine" in voiceflow("data", "list")
+
+
+def test_noises_and_rooms_are_got_without_speech_and_used_by_prepare(tmp_path, corpus, params):
+    rng = np.random.default_rng(4)
+    mirror, raw = tmp_path / "mirror", tmp_path / "raw"
+    for name in ("noise/free-sound/noise-0001", "music/rfm/music-0001", "speech/librivox/speech-0001"):
+        path = raw / "musan" / f"{name}.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, rng.normal(0, 0.1, 48_000), 16_000)
+    for number in range(PLACES):
+        response = np.zeros((3000, 2))
+        response[100], response[500:] = 0.5, 0.1 * rng.normal(0, 1, (2500, 2))
+        for folder in ("simulated_rirs/largeroom/Room001", "real_rirs_isotropic_noises"):
+            path = raw / "RIRS_NOISES" / folder / f"rir-{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, response, 16_000)
+    soundfile.write(raw / "RIRS_NOISES/real_rirs_isotropic_noises/RVB2014_type1_noise_room1_1.wav", response, 16_000)
+    for name in ("musan", "rirs"):
+        (mirror / name).mkdir(parents=True)
+    (tmp_path / "corpora").mkdir()
+    with tarfile.open(mirror / "musan" / "musan.tar.gz", "w:gz") as tar:
+        tar.add(raw / "musan", "musan")
+    with zipfile.ZipFile(mirror / "rirs" / "rirs_noises.zip", "w") as archive:
+        for path in sorted((raw / "RIRS_NOISES").rglob("*.wav")):
+            archive.write(path, path.relative_to(raw))
+    described = read_descriptions(REPO / "data" / "corpora")
+    for name in ("musan", "rirs"):
+        get_corpus(
+            described[name],
+            downloads=tmp_path / "downloads",
+            descriptions=tmp_path / "corpora",
+            data=tmp_path / "data",
+            mirror=str(mirror),
+        )
+    noises, rooms = (read_sounds(tmp_path / "data" / kind) for kind in ("noises", "rooms"))
+    assert ["speech" in place.member for place in noises] == [False, False]
+    assert len(rooms) == 2 * PLACES
+    assert not any("noise_room" in place.member for place in rooms)
+    config = small(params).prepare
+    made = {}
+    for name, given in (("without", {}), ("with", {kind: tmp_path / "data" / kind for kind in ("noises", "rooms")})):
+        prepare(config, tmp_path / name, corpus=corpus, revision="x", **given)
+        made[name] = {row.name: row.digest for row in read_recordings(tmp_path / name)}
+    same = {name.split("-")[0] for name, digest in made["without"].items() if made["with"][name] == digest}
+    assert same == {"dev", "test"}

@@ -23,6 +23,8 @@ def place(tmp_path_factory, corpus):
     (folder / "dvc.lock").unlink()
     shutil.copytree(corpus, folder / "data" / "voices")
     (folder / "data" / "talks").mkdir()
+    for name in ("noises", "rooms"):
+        (folder / "data" / name).mkdir(exist_ok=True)
     values = yaml.safe_load((REPO / "params.yaml").read_text())
     values["prepare"] |= {"corpus": "data/voices", "recorded": "data/talks", "conversation_s": 12.0}
     values["prepare"] |= {"conversations": {"train": 4, "dev": 2, "test": 4}, "heldout_fraction": 0.25}

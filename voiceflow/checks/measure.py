@@ -102,7 +102,7 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
         "dc_offset": float(abs(samples_N.mean())) if len(samples_N) else 0.0,
         "dropout_s": dropout_s(samples_N, rate_hz, turns),
         "bandwidth_hz": spectrum.bandwidth_share * rate_hz / 2.0,
-        "bandwidth_share": heard_share,
+        "bandwidth_share": 1.0 if item.condition in config.telephone_conditions else heard_share,
         # An edge near the top is no lie about the rate, but no microphone has one either.
         "codec_edge_db": spectrum.edge_db if config.min_bandwidth_share <= heard_share < 1.0 else 0.0,
         "hole_share": spectrum.hole_share,

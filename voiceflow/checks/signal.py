@@ -141,7 +141,8 @@ def low_band_share(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -
     speech_N = np.repeat(labelled(len(samples_N) // hop, turns), hop)
     size = 2048
     frequencies = np.fft.rfftfreq(size, 1.0 / rate_hz)
-    voice, background = (_spectrum(samples_N[: len(mask)][mask], size) for mask in (speech_N, ~speech_N))
+    low_bins = int(np.sum(frequencies < LOW_BAND_HZ))
+    voice, background = (_spectrum(samples_N[: len(mask)][mask], size, low_bins) for mask in (speech_N, ~speech_N))
     if voice is None:
         return 0.0
     clean = np.maximum(voice - (background if background is not None else 0.0), 0.0)
@@ -149,13 +150,16 @@ def low_band_share(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -
     return float(clean[(frequencies >= 20) & (frequencies < LOW_BAND_HZ)].sum() / band) if band > 0 else 0.0
 
 
-def _spectrum(samples_N: FloatArray, size: int) -> npt.NDArray[np.float64] | None:
-    """Mean power spectrum, or None of less than half a second."""
+def _spectrum(samples_N: FloatArray, size: int, low_bins: int) -> npt.NDArray[np.float64] | None:
+    """Mean power spectrum less the twentieth of frames with most in the lowest bins, such as a door that slams; None of
+    less than half a second."""
     if len(samples_N) < 4 * size:
         return None
     frames = samples_N[: len(samples_N) // size * size].reshape(-1, size) * np.hanning(size)
-    power: npt.NDArray[np.float64] = np.mean(np.abs(scipy.fft.rfft(frames, axis=1)) ** 2, axis=0)
-    return power
+    power = np.abs(scipy.fft.rfft(frames, axis=1)) ** 2
+    quietest = np.argsort(power[:, :low_bins].sum(axis=1))[: len(power) - len(power) // 20]
+    mean: npt.NDArray[np.float64] = np.mean(power[quietest], axis=0)
+    return mean
 
 
 def voice_height(samples_N: FloatArray, rate_hz: int) -> float | None:

@@ -18,6 +18,8 @@ MAX_RESPONSE_S = 0.6
 MAX_ORDER = 12
 """Reflections up to this order are computed one by one; what comes later is diffuse."""
 MOUTH_HEIGHT_M = (1.1, 1.8)
+TAPS, COLOURS, COLOUR_DB = 128, 6, 3.0
+"""Length of a microphone's filter, waves in its spectrum, and how high the first of them is, about."""
 WALL_M = 0.3
 """Nothing stands nearer to a wall."""
 
@@ -130,3 +132,19 @@ def headset_room(rng: Generator, room: Room) -> Room:
             gain = np.float32(10.0 ** (rng.uniform(-36.0, -12.0) / 20.0))
             others_PN[place, delay:] += gain * room.responses_PN[other, : others_PN.shape[1] - delay]
     return Room(HEADSET, near_PN + others_PN)
+
+
+def microphone(rng: Generator) -> FloatArray:
+    """What microphones and the way people face them do to the spectrum: a smooth, causal filter of `TAPS` taps.
+
+    Source:
+        Oppenheim and Schafer, Discrete-Time Signal Processing: minimum phase by folding the cepstrum.
+    """
+    log_f = np.linspace(0.0, 1.0, TAPS + 1) ** 0.5
+    waves = np.cos(np.pi * np.outer(np.arange(1, COLOURS + 1), log_f))
+    gain_db = rng.normal(0.0, COLOUR_DB / np.sqrt(np.arange(1, COLOURS + 1))) @ waves
+    cepstrum = np.fft.irfft(gain_db * np.log(10.0) / 20.0)
+    cepstrum[1:TAPS] *= 2.0
+    cepstrum[TAPS + 1 :] = 0.0
+    response: FloatArray = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)))[:TAPS].astype(np.float32)
+    return response

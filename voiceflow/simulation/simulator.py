@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
+import scipy.signal
 
 from voiceflow.audio import FloatArray
 from voiceflow.config import PrepareConfig
@@ -13,7 +14,7 @@ from voiceflow.rhythm import BRIDGED_PAUSE_S
 from voiceflow.simulation.acoustics import HEADSET, SNR_DB, limited
 from voiceflow.simulation.codecs import LAWS, NARROW_OPUS_BITS_PER_S, OPUS_BITS_PER_S, opus, telephone
 from voiceflow.simulation.conversations import MIN_TURN_S, Conversation, ConversationPlan
-from voiceflow.simulation.rooms import PLACES, Room
+from voiceflow.simulation.rooms import PLACES, Room, microphone
 from voiceflow.simulation.sounds import background_events
 from voiceflow.simulation.speech import CONTEXT_S, Int16Array, Segment, at_level
 from voiceflow.simulation.stock import Stock
@@ -108,7 +109,11 @@ class Simulator:
         snr_db = rng.uniform(*SNR_DB[condition])
         noises = self._stock.noises
         gain = loudness * np.float32(10.0 ** (-snr_db / 20.0))
-        _add_round(rng, mixed_N, noises[int(rng.integers(len(noises)))], gain)
+        # Two at once, forwards or backwards: no two conversations have the same noise.
+        share = rng.uniform(0.3, 0.7)
+        for weight in (share, 1.0 - share):
+            noise_N = noises[int(rng.integers(len(noises)))][:: rng.choice([1, -1])]
+            _add_round(rng, mixed_N, noise_N, gain * np.float32(np.sqrt(weight)))
         if condition == HEADSET:
             rumbles = self._stock.rumbles
             gain = loudness * np.float32(10.0 ** (rng.uniform(-55.0, -24.0) / 20.0))
@@ -235,8 +240,9 @@ def _place(
     length = room.responses_PN.shape[1]
     size = 1 << int(np.ceil(np.log2(3 * length)))
     step = size - length + 1
-    here_F = scipy.fft.rfft(room.responses_PN[place], size)
-    there_F = scipy.fft.rfft(room.responses_PN[(place + 1) % PLACES], size) if moves else here_F
+    colour_N = microphone(rng)
+    here_F = scipy.fft.rfft(_coloured(room.responses_PN[place], colour_N), size)
+    there_F = scipy.fft.rfft(_coloured(room.responses_PN[(place + 1) % PLACES], colour_N), size) if moves else here_F
     starts, rows, spectra = [], [], []
     for one in said:
         gain = np.float32(10.0 ** ((gain_db + (rng.uniform(-7.0, 3.0) if moves else 0.0)) / 20.0))
@@ -258,6 +264,11 @@ def _place(
         mixed_N[start : start + len(heard_N)] += heard_N
         energy += float(np.dot(heard_N, heard_N))
     return energy
+
+
+def _coloured(response_N: FloatArray, colour_N: FloatArray) -> FloatArray:
+    coloured: FloatArray = scipy.signal.oaconvolve(response_N, colour_N)[: len(response_N)]
+    return coloured
 
 
 def _add_round(rng: Generator, mixed_N: FloatArray, noise_N: FloatArray, gain: np.float32) -> None:
@@ -291,5 +302,6 @@ def _change_level(rng: Generator, mixed_N: FloatArray) -> None:
         over = max(1, int(10.0 ** rng.uniform(-1.5, 0.7) / RAMP_S))
         ramp = np.clip((np.arange(num_steps) - at) / over, 0.0, 1.0)
         gain_db += (ramp * rng.uniform(-12.0, 12.0)).astype(np.float32)
+    gain_db = np.clip(gain_db, -10.0, 10.0)
     gains_N = np.repeat(10.0 ** (gain_db / np.float32(20.0)), hop)[: len(mixed_N)]
     mixed_N *= gains_N.astype(np.float32)
