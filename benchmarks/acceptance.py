@@ -27,9 +27,10 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text(encoding="utf-8"))["items"] if path.is_file() else {}
     rows: dict[str, Row] = {}
+    commit = git_commit()  # before the report itself is a change
     chosen = {"item": arguments.item} if arguments.item else {}
     for name, row in part.items(slow=arguments.slow, **chosen):
-        rows[name] = {"commit": git_commit(), **row}
+        rows[name] = {"commit": commit, **row}
         print_row(name, row)
         write(path, kept | rows)
     if not (arguments.slow or arguments.item):

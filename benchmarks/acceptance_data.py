@@ -14,11 +14,14 @@ from benchmarks.bad_data import FAULTS, plant_all
 from benchmarks.drift_loop import Broken, go_round
 from benchmarks.drifts import measure
 from benchmarks.items import Row, chosen, run, tests_pass
+from benchmarks.reruns import measure as rerun
+from benchmarks.simulation import measure as simulation_speed
 from benchmarks.voices import recall
 from voiceflow.config import load_params
-from voiceflow.corpora.description import Corpus
+from voiceflow.corpora.description import Corpus, read_descriptions
 from voiceflow.corpora.recipes import read_parts
 from voiceflow.corpora.store import store_corpus
+from voiceflow.stages.data_report import compare_rhythms, mean_ks, write_report
 from voiceflow.stages.prepare import prepare
 from voiceflow.stages.validate import validate
 
@@ -28,6 +31,7 @@ MANY, MANY_S = 10_000, 12.0
 """Recordings, and how long each is."""
 MAX_CHECK_S, MAX_CHECK_GB = 300.0, 2.0
 MAX_FALSE_ALARMS = 5
+MIN_TIMES_REAL_TIME, MAX_GROWTH_MB = 500, 50.0
 
 
 def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
@@ -39,6 +43,7 @@ def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
         "4": loop,
         "5": versions,
         "6": mishaps,
+        "7": conversations,
     }
     if not slow:
         yield from chosen(numbers, item)
@@ -164,6 +169,9 @@ def versions() -> Iterator[tuple[str, Row]]:
     """dvc repro twice, one value changed, the same in the pipeline's cache; the same digests anywhere."""
     tests = ("tests/integration/test_repro.py", "tests/unit/test_explain.py", "tests/integration/test_s3_remote.py")
     yield "5 reproduced, in part and anywhere", tests_pass(*tests, "tests/unit/stages/test_prepare.py")
+    with tempfile.TemporaryDirectory(prefix="voiceflow-reruns-") as folder:
+        rows = rerun(Path(folder), say=lambda sentence: None)
+    yield "5 one value changed, on kfp.local", {"passed": all(row["holds"] for row in rows), "figures": rows}
 
 
 def mishaps() -> Iterator[tuple[str, Row]]:
@@ -180,3 +188,25 @@ def mishaps() -> Iterator[tuple[str, Row]]:
             "killed or disk or corrupted or moved or room or kept or fails or missing or told or again or unpacked or away",
         ),
     )
+
+
+def conversations() -> Iterator[tuple[str, Row]]:
+    """How fast training conversations are made, in what memory, and how like real ones they are."""
+    speed = simulation_speed(Path("data/speech"), 100)
+    yield (
+        "7 conversations made on one core",
+        {
+            "passed": speed["times_real_time_per_core"] >= MIN_TIMES_REAL_TIME
+            and max(speed["memory_growth_mb_by_round"]) < MAX_GROWTH_MB,
+            "figures": speed,
+        },
+    )
+    compared = compare_rhythms(DATASET, [])
+    with tempfile.TemporaryDirectory() as folder:
+        figures = write_report(compared, read_descriptions(), Path(folder))
+    near = {
+        f"{name} to {real}": round(mean_ks(rows[real]), 3)
+        for name, rows in compared.distances.items()
+        for real in compared.real
+    }
+    yield "7 real, published and simulated", {"passed": None, "figures": {"mean_ks": near, **figures}}

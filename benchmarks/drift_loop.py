@@ -26,6 +26,7 @@ from benchmarks import bad_models
 from benchmarks.promotions import MlflowServer
 from benchmarks.rollouts import prometheus
 from benchmarks.server import Server, free_port, wait_for
+from benchmarks.workplace import PROFILE, small_repository
 from serving.clients.stream import StreamClient
 from voiceflow.audio import FloatArray, file_digest
 from voiceflow.config import load_params
@@ -35,12 +36,10 @@ from voiceflow.runtime import StepModel
 from voiceflow.simulation.conversations import ConversationPlan
 from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.speech import load_vad, speaker_segments
-from voiceflow.simulation.voices import synthesise_corpus
 from voiceflow.stages.dataset import read_summary
 from voiceflow.stages.scoring import write_reference
 
 REPO = Path(__file__).parent.parent
-TALK_S = 20.0
 PATIENCE_S = 900.0
 """For one step of the loop; what is awaited is evidence, this only ends a loop that is broken."""
 CALLERS = 4
@@ -79,7 +78,7 @@ class Loop:
 
     def set_up(self) -> None:
         """A repository with data, a registry whose champion has poor thresholds, and all servers."""
-        self._make_repository()
+        small_repository(self.repo, env=self.env)
         self.mlflow.start()
         self._stack.callback(self.mlflow.kill)
         os.environ |= {name: self.env[name] for name in ("VOICEFLOW_HOME", "MLFLOW_TRACKING_URI")}
@@ -94,7 +93,7 @@ class Loop:
         finally:
             os.chdir(before)
         command = [sys.executable, "-m", "voiceflow.cli", "drift", "--watch", "--retrain", "--every", "1"]
-        command += ["--port", str(self.port), "--statistics", str(self.log), "--profile", "loop"]
+        command += ["--port", str(self.port), "--statistics", str(self.log), "--profile", PROFILE]
         self._stack.enter_context(running(command, self.folder / "watch.log", cwd=self.repo, env=self.env))
         self._await("the drift watch answers", lambda: self._get(f"http://127.0.0.1:{self.port}/health") is not None)
         alertmanager = self._stack.enter_context(alert_manager(self.folder / "alertmanager", self.port))
@@ -107,48 +106,6 @@ class Loop:
                 self.folder / "prometheus", self.port, self.server.http_port, rules=rules, alertmanager=alertmanager
             )
         )
-
-    def _make_repository(self) -> None:
-        (self.repo / "data").mkdir(parents=True)
-        synthesise_corpus(self.repo / "data" / "voices", num_speakers=24, sentences_each=6, seed=5)
-        values = yaml.safe_load((REPO / "params.yaml").read_text(encoding="utf-8"))
-        values["prepare"] |= {
-            "corpus": "data/voices",
-            "recorded": None,
-            "conversation_s": TALK_S,
-            "heldout_fraction": 0.25,
-        }
-        values["prepare"] |= {"conversations": {"train": 24, "dev": 24, "test": 32}, "heldout_exclude": "^$"}
-        values["prepare"]["num_speakers_weights"] = [0.0, 0.6, 0.4]
-        values["validate"]["min_speakers"] = {"train": 8, "dev": 2, "test": 2}
-        # All espeak-ng voices say the same few sentences.
-        values["validate"]["severity"]["near_duplicate"] = "warning"
-        values["drift"] |= {"sample_share": 1.0, "window_streams": 48, "min_streams": 40}
-        # Synthetic voices are not what the shipped weights were made for, and twenty seconds not a meeting.
-        values["evaluate"] |= {"max_der": 0.8, "max_der_per_slice": 0.95, "max_flips_per_minute": 60.0}
-        values["export"]["max_int8_der_difference"] = 0.05
-        values["promote"] |= {"long_stream_s": 120.0, "long_from_s": 60.0, "max_long_loss": 0.5}
-        values["promote"] |= {"max_flips_factor": 10.0, "flips_slack_per_minute": 20.0, "max_slowdown": 3.0}
-        values["latency"] |= {"repeats": 20, "warmup": 3, "min_streams_per_core": 20.0}
-        values["latency"]["max_p99_ms"] = {"cpu": {"1": 100.0, "32": 300.0}}
-        values["latency"]["max_usd_per_1000_stream_hours"] = 10.0
-        loop = {"steps": 30, "batch_size": 8, "chunk_s": 10.0, "long_chunk_s": 18.0, "warmup_steps": 5}
-        loop |= {"evaluate_every_steps": 15, "checkpoint_every_steps": 15, "learning_rate": 2e-5, "num_noises": 2}
-        values["profiles"] = {"loop": {"train": {**loop, "init_from": "pretrained", "teacher_forcing": 0.3}}}
-        (self.repo / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        dvc = [sys.executable, "-m", "dvc"]
-        for command in (
-            ["git", "init", "-q", "-b", "main"],
-            ["git", "config", "user.email", "loop@example.org"],
-            ["git", "config", "user.name", "loop"],
-            [*dvc, "init", "-q"],
-            [*dvc, "remote", "add", "-q", "-d", "local", str(self.folder / "remote")],
-            [*dvc, "add", "-q", "data/voices"],
-            [*dvc, "push", "-q"],
-            ["git", "add", "."],
-            ["git", "commit", "-q", "-m", "data"],
-        ):
-            subprocess.run(command, check=True, cwd=self.repo, env=os.environ | self.env, capture_output=True)
 
     def _register_champion(self) -> None:
         from voiceflow.adapters.registry import MlflowRegistry
@@ -178,6 +135,7 @@ class Loop:
         self._speak(("telephone",), until=lambda: self._metric('voiceflow_drift_detected{slice="telephone"}') == 1.0)
         self._step("telephone calls alone: drift, named telephone", True)
         self._await("Prometheus's alert fires in Alertmanager", self._is_alerted)
+        self._step("every query of the drift dashboard has data", not self._empty_queries())
         self._await("training has begun for that slice", lambda: bool(self._training_runs()))
         reason = self._training_runs()[0].data.tags["reason"]
         self._step(f"its MLflow run says why: {reason[:90]}", "like telephone" in reason)
@@ -229,6 +187,15 @@ class Loop:
     def _metric(self, name: str) -> float:
         text = self._get(f"http://127.0.0.1:{self.port}/metrics") or ""
         return max((float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name)), default=-1.0)
+
+    def _empty_queries(self) -> list[str]:
+        board = REPO / "manifests/components/monitoring/dashboards/drift.json"
+        panels = json.loads(board.read_text(encoding="utf-8"))["panels"]
+        queries = [target["expr"] for panel in panels for target in panel["targets"]]
+        answers = [httpx.get(f"{self.prometheus}/api/v1/query", params={"query": query}).json() for query in queries]
+        return [
+            query for query, answer in zip(queries, answers, strict=True) if not answer.get("data", {}).get("result")
+        ]
 
     def _is_alerted(self) -> bool:
         found = json.loads(self._get(self.alerts) or "[]")

@@ -11,7 +11,6 @@ def export(
     evaluate_json: str,
     version: str,
     data_revision: str,
-    git_commit: str,
     code_revision: str,
     trained: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
@@ -25,7 +24,6 @@ def export(
         evaluate_json: EvaluateConfig: the latency at which DER is measured.
         version: Semantic version of the model.
         data_revision: DVC revision of the data.
-        git_commit: Commit of the code.
         code_revision: Digest of the code, so that a change runs the step again.
         trained: Output of train.
         dataset: Output of prepare.
@@ -37,6 +35,7 @@ def export(
 
     import mlflow
 
+    from voiceflow.adapters.data_versions import git_commit
     from voiceflow.adapters.progress import StageProgress
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import EvaluateConfig, ExportConfig, parse_config
@@ -54,7 +53,7 @@ def export(
         Path(exported.path),
         version=version,
         data_revision=data_revision,
-        git_commit=git_commit,
+        git_commit=git_commit(),
         run_id=run_id,
         progress=progress,
     )

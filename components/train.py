@@ -11,7 +11,6 @@ def train(
     model_json: str,
     decision_json: str,
     data_revision: str,
-    git_commit: str,
     code_revision: str,
     reason: str,
     dataset: dsl.Input[dsl.Dataset],
@@ -26,7 +25,6 @@ def train(
         model_json: ModelConfig.
         decision_json: DecisionConfig to start from.
         data_revision: DVC revision of the data.
-        git_commit: Commit of the code.
         code_revision: Digest of the code, so that a change runs the step again.
         reason: Why this run was started; a tag of the MLflow run.
         dataset: Output of prepare.
@@ -39,6 +37,7 @@ def train(
 
     import mlflow
 
+    from voiceflow.adapters.data_versions import git_commit
     from voiceflow.adapters.progress import StageProgress
     from voiceflow.adapters.tracking import log_report, tracking_run
     from voiceflow.config import DecisionConfig, ModelConfig, TrainConfig, parse_config
@@ -60,7 +59,7 @@ def train(
         progress(told, round(1000 * step.progress), 1000)
 
     with tracking_run(name="training") as active:
-        mlflow.set_tags({"data_revision": data_revision, "git_commit": git_commit, "code_revision": code_revision})
+        mlflow.set_tags({"data_revision": data_revision, "git_commit": git_commit(), "code_revision": code_revision})
         if reason:
             mlflow.set_tag("reason", reason)
         for prefix, text in (("train", config_json), ("model", model_json)):

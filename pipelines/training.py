@@ -1,7 +1,8 @@
 """The training pipeline: prepare (in shards) > join > validate > train > evaluate > export > latency > promote.
 
 Steps are cached by their arguments. `data_revision` and `code_revision` are among them, so that a
-step runs again when data or code have changed, and only then; promote always runs, since it depends
+step runs again when data or code have changed, and only then (which is why the commit is not: steps look it
+up themselves); promote always runs, since it depends
 on what is champion now.
 """
 
@@ -29,7 +30,6 @@ def training(
     data_repo: str,
     data_revision: str,
     code_revision: str,
-    git_commit: str,
     prepare_json: str,
     validate_json: str,
     train_json: str,
@@ -73,7 +73,6 @@ def training(
         model_json=model_json,
         decision_json=decision_json,
         data_revision=data_revision,
-        git_commit=git_commit,
         code_revision=code_revision,
         reason=reason,
         dataset=prepared.outputs["dataset"],
@@ -91,7 +90,6 @@ def training(
         evaluate_json=evaluate_json,
         version=version,
         data_revision=data_revision,
-        git_commit=git_commit,
         code_revision=code_revision,
         trained=trained.outputs["trained"],
         dataset=prepared.outputs["dataset"],

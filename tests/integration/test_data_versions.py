@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from voiceflow.adapters.data_versions import digest_of, fetch
+from voiceflow.adapters.data_versions import data_commit, digest_of, fetch
 from voiceflow.errors import DataError, PlatformError
 
 
@@ -48,3 +48,21 @@ def test_untracked_data_and_unknown_revisions_are_told(repo, tmp_path):
         digest_of("nothing", repo)
     with pytest.raises(PlatformError, match="failed"):
         fetch(str(repo), "data", tmp_path / "x", rev="no-such-revision")
+
+
+def test_the_commit_of_the_data_stays_while_other_things_change(repo):
+    def commit(message):
+        subprocess.run(["git", "add", "."], check=True)
+        subprocess.run(["git", "commit", "-q", "-m", message], check=True)
+
+    with pytest.raises(PlatformError, match=r"expected data\.dvc to be committed"):
+        data_commit({"corpus": "data"})
+    commit("second")
+    second = data_commit({"corpus": "data"})
+    (repo / "code.py").write_text("pass\n")
+    commit("code")
+    assert data_commit({"corpus": "data"}) == second
+    (repo / "data" / "words.txt").write_text("third")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "data"], check=True)
+    commit("third")
+    assert data_commit({"corpus": "data"}) not in ("", second)

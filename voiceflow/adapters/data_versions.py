@@ -254,8 +254,34 @@ def fetch_labels(path: str, output: Path, *, rev: str) -> None:
         raise PlatformError(f"{path} at {rev}: nothing is tracked there")
 
 
+def data_commit(folders: Mapping[str, str]) -> str:
+    """The last commit that changed which versions of these folders are used: it stays while other things change.
+
+    Raises:
+        PlatformError: No git here, or a pointer is not committed as it is.
+    """
+    pointers = [str(pointer) for path in folders.values() for pointer in pointers_of(path)]
+    found = _git("log", "-1", "--format=%h", "--abbrev=12", "--", *pointers)
+    changed = _git("status", "--porcelain", "--", *pointers)
+    if not found or changed:
+        raise PlatformError(
+            f"expected {', '.join(pointers)} to be committed, so that pods can fetch that version; run `git commit` "
+            "and `git push`, or pass --data-rev"
+        )
+    return found
+
+
+def _git(*arguments: str) -> str:
+    """What git says; "" where it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def git_commit() -> str:
-    """Commit of the working tree, with ``+changes`` if it has any; ``unknown`` outside git."""
+    """Commit of the code, with ``+changes`` if the working tree has any; ``unknown`` outside git.
+
+    $VOICEFLOW_GIT_COMMIT comes first: images carry it, and `voiceflow run` gives it to its steps.
+    """
     commit = os.environ.get("VOICEFLOW_GIT_COMMIT")
     if commit:
         return commit

@@ -305,7 +305,7 @@ def report(
     from rich.table import Table
 
     from voiceflow.corpora.description import read_descriptions
-    from voiceflow.stages.data_report import PAGE, compare_rhythms, mean_ks, table_of, write_report
+    from voiceflow.stages.data_report import HEADS, PAGE, compare_rhythms, mean_ks, table_of, write_report
 
     here = (dataset / "recordings.jsonl").is_file()
     if not here and not real:
@@ -317,11 +317,12 @@ def report(
     if json_:
         emit_json(figures)
         return
-    columns, rows = table_of(compared, figures["published"])
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
+    table = Table(*HEADS, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for row in table_of(compared, figures["published"]):
+        table.add_row(row[0].replace("simulated: ", "").replace("published: ", "paper: "), *row[1:])
     out.print(table)
+    out.print("medians in s, shares in %; early: changes of speaker before the first has ended; yes: backchannels")
     for name, simulated in figures["nearest"].items():
         distance = mean_ks(compared.distances[simulated][name])
         out.print(f"nearest to {name}: {simulated}, mean KS distance {distance:.3f}", markup=False)

@@ -66,7 +66,7 @@ def run(
 
     Exits 0 if the model was promoted, 1 if a gate or the comparison refused it.
     """
-    from voiceflow.adapters.data_versions import code_revision, ensure_data, git_commit, revision_of, tracked_folders
+    from voiceflow.adapters.data_versions import code_revision, data_commit, ensure_data, revision_of, tracked_folders
 
     values = load_params(params, profile=profile)
     if from_scratch:
@@ -87,10 +87,9 @@ def run(
         folders = tracked_folders(values.prepare)
         arguments = _arguments(values, data_repo, folders, shards, provider, accept_equal)
         arguments |= {
-            "data_rev": data_rev or git_commit().removesuffix("+changes"),
+            "data_rev": data_rev or data_commit(folders),
             "data_revision": revision_of(folders),
             "code_revision": code_revision(),
-            "git_commit": git_commit(),
             "reason": reason,
         }
         _submit(host, arguments)
@@ -101,7 +100,6 @@ def run(
         "data_rev": data_rev,
         "data_revision": version.revision,
         "code_revision": code_revision(),
-        "git_commit": git_commit(),
         "reason": reason,
     }
     if explain_cache:
@@ -184,6 +182,7 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     Raises:
         PlatformError: A step failed; names the step, its last words and the log.
     """
+    from voiceflow.adapters.data_versions import git_commit
     from voiceflow.adapters.home import home, tracking_uri
     from voiceflow.adapters.progress import VARIABLE
     from voiceflow.cli.explain import note_run
@@ -195,6 +194,8 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     events.touch()
     os.environ[VARIABLE] = str(events)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+    # Steps run elsewhere and cannot ask git; nor is it an argument, or each commit would run them all again.
+    os.environ["VOICEFLOW_GIT_COMMIT"] = git_commit()
     # Components import the package from the same place as this command.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(voiceflow.__file__).parent.parent), os.environ.get("PYTHONPATH")])

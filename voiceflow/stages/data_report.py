@@ -116,19 +116,22 @@ def write_report(compared: Compared, described: Mapping[str, Corpus], folder: Pa
     return figures
 
 
-def table_of(compared: Compared, published: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for people: medians and shares of each set, real ones first."""
-    columns = ["", "hours", *[f"{name.removesuffix('_s')}, s" for name in DISTRIBUTIONS], *SHARES]
+HEADS = ["", "h", "turn", "gap", "pause", "overlap", "speech%", "over%", "early%", "yes%"]
+"""Medians of `DISTRIBUTIONS`, then `SHARES`."""
+
+
+def table_of(compared: Compared, published: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows for people, under `HEADS`: medians and shares of each set, real ones first."""
     rows = []
     for kind, sets in (("real", compared.real), ("simulated", compared.simulated)):
         for name, rhythm in sets.items():
             medians = [f"{np.median(values):.2f}" if len(values) else "" for values in rhythm.distributions.values()]
-            shares = [f"{100 * rhythm.shares[share]:.1f} %" for share in SHARES]
+            shares = [f"{100 * rhythm.shares[share]:.1f}" for share in SHARES]
             rows.append([f"{kind}: {name}", f"{rhythm.hours:.2f}", *medians, *shares])
     for name, told in published.items():
-        shares = ["" if told.get(share) is None else f"{100 * told[share]:.1f} %" for share in SHARES]
+        shares = ["" if told.get(share) is None else f"{100 * told[share]:.1f}" for share in SHARES]
         rows.append([f"published: {name}", "", *[""] * len(DISTRIBUTIONS), *shares])
-    return columns, rows
+    return rows
 
 
 def _plot(compared: Compared, path: Path) -> None:
@@ -148,7 +151,7 @@ def _plot(compared: Compared, path: Path) -> None:
 
 
 def _page(compared: Compared, published: Mapping[str, Mapping[str, Any]], picture: Path) -> str:
-    columns, rows = table_of(compared, published)
+    rows = table_of(compared, published)
     data = base64.b64encode(picture.read_bytes()).decode()
     sources = "".join(
         f"<li>{html.escape(name)}: {html.escape(str(told['source']))}</li>" for name, told in published.items()
@@ -166,7 +169,7 @@ def _page(compared: Compared, published: Mapping[str, Mapping[str, Any]], pictur
     meanings = "".join(f"<li><code>{name}</code> {meaning}</li>" for name, meaning in (DISTRIBUTIONS | SHARES).items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>VoiceFlow conversations</title><style>{STYLE}</style>"
-        f"<h1>Real conversations beside simulated ones</h1><p>Medians and shares.</p>{_table(columns, rows)}"
+        f"<h1>Real conversations beside simulated ones</h1><p>Medians and shares.</p>{_table(HEADS, rows)}"
         f"<ul>{meanings}</ul><p><img alt='cumulative shares' src='data:image/png;base64,{data}'></p>"
         f"<h2>Distances</h2><p>Wasserstein in seconds; KS is the largest difference of the curves above; shares by "
         f"their difference.</p>{_table(['', 'mean KS', *names], apart)}<ul>{nearest}</ul>"
