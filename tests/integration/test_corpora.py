@@ -22,6 +22,7 @@ from benchmarks.mirrors import make_mirror
 from voiceflow.corpora.description import read_description, read_descriptions
 from voiceflow.corpora.get import get_corpus, stored_path
 from voiceflow.corpora.read import read_conversations, read_sounds, read_utterances
+from voiceflow.corpora.recipes import read_parts
 from voiceflow.errors import ConfigError, DataError
 from voiceflow.simulation.rooms import PLACES
 from voiceflow.simulation.voices import synthesise_corpus
@@ -226,6 +227,10 @@ def test_noises_and_rooms_are_got_without_speech_and_used_by_prepare(tmp_path, c
         for path in sorted((raw / "RIRS_NOISES").rglob("*.wav")):
             archive.write(path, path.relative_to(raw))
     described = read_descriptions(REPO / "data" / "corpora")
+    # Whoever has unpacked them names the folder itself.
+    for name, folder in (("musan", raw / "musan"), ("rirs", raw / "RIRS_NOISES")):
+        found = read_parts("sounds", folder, described[name].options)["all"]
+        assert len(list(found)) == {"musan": 2, "rirs": 2 * PLACES}[name]
     for name in ("musan", "rirs"):
         get_corpus(
             described[name],

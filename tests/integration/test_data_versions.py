@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from voiceflow.adapters.data_versions import data_commit, digest_of, fetch
+from voiceflow.adapters.data_versions import data_commit, digest_of, fetch, revision_of, tracked_folders
 from voiceflow.errors import DataError, PlatformError
 
 
@@ -66,3 +66,20 @@ def test_the_commit_of_the_data_stays_while_other_things_change(repo):
     subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "data"], check=True)
     commit("third")
     assert data_commit({"corpus": "data"}) not in ("", second)
+
+
+def test_sounds_that_no_version_tells_of_are_refused(repo, params):
+    config = params.prepare.model_copy(update={"corpus": "data", "recorded": None})
+    assert tracked_folders(config) == {"corpus": "data"}
+    mine = repo / "data" / "noises" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "fan.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"fan\.wav is not tracked by DVC: run `dvc add"):
+        tracked_folders(config)
+    (repo / "data" / "noises" / "mine.dvc").write_text("outs: [{md5: abc.dir, path: mine}]")
+    assert tracked_folders(config) == {"corpus": "data", "noises": "data/noises"}
+    assert revision_of(tracked_folders(config)).endswith("+noises=mine:abc.dir")
+    (repo / "data" / "noises" / "stored").mkdir()
+    (repo / "data" / "noises" / "stored" / "corpus.json").write_text("{}")
+    with pytest.raises(DataError, match="not tracked"):
+        tracked_folders(config)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 from voiceflow.adapters.home import shared
 from voiceflow.config import PrepareConfig
-from voiceflow.corpora.read import AUDIO_SUFFIXES
+from voiceflow.corpora.read import ABOUT, AUDIO_SUFFIXES
 from voiceflow.errors import DataError, PlatformError
 from voiceflow.simulation.voices import synthesise_corpus
 
@@ -116,11 +117,26 @@ def tracked_folders(config: PrepareConfig, repo: Path = Path()) -> dict[str, str
     for path in folders.values():
         pointers_of(path, repo)
     for name, sounds in (("noises", config.noises), ("rooms", config.rooms)):
+        if sounds:
+            _refuse_untracked(repo / sounds)
         if sounds and ((repo / f"{sounds}.dvc").is_file() or list((repo / sounds).glob("*.dvc"))):
             folders[name] = sounds
-        elif sounds and any(found.suffix.lower() in AUDIO_SUFFIXES for found in (repo / sounds).rglob("*")):
-            raise DataError(f"{sounds} holds sounds that DVC does not track; run `dvc add {sounds}/FOLDER`")
     return folders
+
+
+def _refuse_untracked(folder: Path) -> None:
+    """Sounds that no pointer names would be used under a revision that does not tell of them."""
+    if folder.with_name(f"{folder.name}.dvc").is_file():
+        return
+    tracked = {pointer.stem for pointer in folder.glob("*.dvc")}
+    for root, _, names in os.walk(folder, followlinks=True):
+        below = Path(root).relative_to(folder).parts
+        for name in names:
+            is_sound = Path(name).suffix.lower() in AUDIO_SUFFIXES or name == ABOUT
+            if is_sound and (below[0] if below else name) not in tracked:
+                raise DataError(
+                    f"{Path(root) / name} is not tracked by DVC: run `dvc add {folder}/FOLDER`, or take it away"
+                )
 
 
 def track(path: Path, say: Callable[[str], None]) -> None:
@@ -284,7 +300,7 @@ def git_commit() -> str:
     """
     commit = os.environ.get("VOICEFLOW_GIT_COMMIT")
     if commit:
-        return commit
+        return commit[:12] if re.fullmatch("[0-9a-f]{40}", commit) else commit
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run(

@@ -18,6 +18,8 @@ MAX_LAG_S, LAG_STEP_S = 3.0, 0.05
 WINDOW_S = 10.0
 MIN_FIT = 0.3
 """Correlation of turns and levels below which nothing can be said of where they belong."""
+EVIDENCE_S = 60.0
+"""Of shorter recordings the fit of turns to levels counts for less."""
 MIN_TURNS = 5
 """Fewer fit to any noise somewhere."""
 CHANNEL_GAIN_DB = 6.0
@@ -113,7 +115,9 @@ def label_lag(level_db_T: LevelArray, turns: Sequence[Turn]) -> Lag:
     total_SS = fits_WL[np.arange(len(starts)), index].mean(axis=-1)
     first, last = np.unravel_index(int(total_SS.argmax()), total_SS.shape)
     best, now = float(total_SS[first, last]), float(total_SS[len(shifts) // 2, len(shifts) // 2])
-    if best < MIN_FIT:
+    # In a short recording the best of all shifts at the very edge of them is no best one.
+    at_edge = len(shifts) - 1 in (first, last) or 0 in (first, last)
+    if best < MIN_FIT or (at_edge and len(speech_T) < EVIDENCE_S * FRAMES_PER_S):
         return nothing
     return Lag(float(shifts[first]) * LAG_STEP_S, float(shifts[last]) * LAG_STEP_S, best - now)
 

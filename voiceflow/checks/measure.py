@@ -11,7 +11,7 @@ import numpy as np
 
 from voiceflow.audio import file_digest, read_file, resample
 from voiceflow.checks.fingerprints import PrintArray, fingerprint, same_sounds
-from voiceflow.checks.labels import contrast_db, label_lag, true_units, turn_rows, wrong_channel
+from voiceflow.checks.labels import EVIDENCE_S, contrast_db, label_lag, true_units, turn_rows, wrong_channel
 from voiceflow.checks.signal import band, clipped, dropout_s, levels_db, low_band_share, voice_height
 from voiceflow.checks.voices import VectorArray, Voices, voice_vectors
 from voiceflow.config import ValidateConfig
@@ -27,8 +27,6 @@ MIN_COPY_S = 8.0
 """Words that are alike are no copies."""
 ENOUGH_SHARE = 0.9
 """Of the band that models hear, where a filter may already fall off."""
-LAG_EVIDENCE_S = 60.0
-"""Of shorter recordings the fit of turns to levels counts for less."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
         "label_contrast_db": mix_db if item.is_made else None,
         "recorded_contrast_db": None if item.is_made else mix_db,
         "label_lag_s": lag.most_s,
-        "label_lag_gain": lag.gain * min(1.0, duration_s / LAG_EVIDENCE_S),
+        "label_lag_gain": lag.gain * min(1.0, duration_s / EVIDENCE_S),
     }
     row["label_drift_s"] = abs(lag.most_s) if row["label_lag_gain"] >= config.min_label_lag_gain else 0.0
     heard_N = resample(samples_N, rate_hz) if rate_hz >= 8000 else samples_N

@@ -323,6 +323,8 @@ def report(
         table.add_row(row[0].replace("simulated: ", "").replace("published: ", "paper: "), *row[1:])
     out.print(table)
     out.print("medians in s, shares in %; early: changes of speaker before the first has ended; yes: backchannels")
+    if compared.left_out:
+        out.print(f"[yellow]{len(compared.left_out)} recordings left out[/yellow]; {escape(compared.left_out[0])}")
     for name, simulated in figures["nearest"].items():
         distance = mean_ks(compared.distances[simulated][name])
         out.print(f"nearest to {name}: {simulated}, mean KS distance {distance:.3f}", markup=False)

@@ -62,7 +62,7 @@ def run(
     params: Annotated[Path | None, typer.Option(help="Another params.yaml.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run the training pipeline: prepare, validate, train, evaluate, export, latency, promote.
+    """Run the training pipeline: prepare, join, validate, train, evaluate, export, latency, promote.
 
     Exits 0 if the model was promoted, 1 if a gate or the comparison refused it.
     """

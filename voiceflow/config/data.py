@@ -1,8 +1,8 @@
 """How data is made and checked: the sections `prepare` and `validate`."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from voiceflow.config.base import Section
 
@@ -108,6 +108,12 @@ class VarietyConfig(Section):
     stock_size: int = Field(ge=1)
     """Rooms of each kind, noises, and sounds of each kind that are made before the conversations are."""
 
+    @model_validator(mode="after")
+    def _has_a_style(self) -> Self:
+        if not sum(style.weight for style in self.styles.values()):
+            raise ValueError("one of the styles must have a weight above 0")
+        return self
+
 
 class PrepareConfig(Section):
     """How conversations are made from utterances."""
@@ -117,11 +123,10 @@ class PrepareConfig(Section):
     recorded: str | None
     """Folder of recorded conversations (audio and RTTM) taken as they are; null for none."""
     noises: str | None
-    """Folder of recordings without speech, such as `voiceflow data get musan` stores; null, or an empty one, for made
-    ones alone."""
+    """Folder of recordings without speech, such as `voiceflow data get musan` stores. Where it is empty there are made
+    ones alone; null means the same, but `dvc repro` wants a folder."""
     rooms: str | None
-    """Folder of recorded impulse responses, such as `voiceflow data get rirs` stores; null, or an empty one, for made
-    ones alone."""
+    """Folder of recorded impulse responses, such as `voiceflow data get rirs` stores; empty or null likewise."""
     seed: int = Field(ge=0)
     """Everything random follows from it: the same seed gives the same bytes."""
     conversations: SplitCounts

@@ -11,6 +11,7 @@ A folder of such folders is all of them together.
 
 import csv
 import gzip
+import io
 import json
 import tarfile
 from collections import defaultdict
@@ -95,6 +96,24 @@ class Conversation:
     split: str = UNSPLIT
     corpus: str = UNSPLIT
     declared_rate_hz: int | None = None
+    stored_s: float | None = None
+    """Length, where a manifest says it."""
+
+    def duration_s(self) -> float:
+        """Length of its audio, from the manifest or the file's header.
+
+        Raises:
+            AudioFormatError: The file cannot be read.
+        """
+        if self.stored_s is not None:
+            return self.stored_s
+        import soundfile
+
+        source = self.place.source()
+        try:
+            return float(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).duration)
+        except (OSError, RuntimeError) as err:
+            raise AudioFormatError(str(self.place), f"its length cannot be read ({err})") from err
 
 
 def read_utterances(folder: Path) -> dict[str, list[Utterance]]:
@@ -241,7 +260,7 @@ def _conversations(folder: Path) -> Iterator[Conversation]:
                     for spoken in cut["supervisions"]
                 )
             )
-            yield Conversation(cut["id"], place, turns, split=split, corpus=corpus)
+            yield Conversation(cut["id"], place, turns, split=split, corpus=corpus, stored_s=cut["duration"])
     elif any(folder.glob("*supervisions*.jsonl*")):
         spoken_by: dict[str, list[Turn]] = defaultdict(list)
         recordings: dict[str, Any] = {}
@@ -255,6 +274,7 @@ def _conversations(folder: Path) -> Iterator[Conversation]:
                 AudioPlace(_source(folder, recording)),
                 tuple(sorted(spoken_by[name])),
                 declared_rate_hz=recording.sampling_rate,
+                stored_s=recording.duration,
             )
     else:
         for path in sorted(folder.rglob("*")):

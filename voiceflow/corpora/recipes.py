@@ -130,7 +130,7 @@ def _folder(raw: Path, *, only: Sequence[str] = ("*",), without: Sequence[str] =
 
     Args:
         raw: The corpus.
-        only: Patterns of paths below it that are taken.
+        only: Patterns of paths below it, each beginning with a slash, that are taken.
         without: Patterns of those that are not.
     """
     from lhotse import CutSet, Recording, RecordingSet
@@ -143,7 +143,8 @@ def _folder(raw: Path, *, only: Sequence[str] = ("*",), without: Sequence[str] =
     files = {
         path: name
         for path, name in files.items()
-        if any(fnmatch(name, pattern) for pattern in only) and not any(fnmatch(name, pattern) for pattern in without)
+        if any(fnmatch(f"/{name}", pattern) for pattern in only)
+        and not any(fnmatch(f"/{name}", pattern) for pattern in without)
     }
     names = {path: "-".join(Path(name).with_suffix("").parts) for path, name in files.items()}
     recordings = RecordingSet.from_recordings(Recording.from_file(path, recording_id=names[path]) for path in files)

@@ -15,6 +15,7 @@ Generator = np.random.Generator
 PLACES = 8
 """Mouths in each room."""
 MAX_RESPONSE_S = 0.6
+SOUND_M_PER_S = 343.0
 MAX_ORDER = 12
 """Reflections up to this order are computed one by one; what comes later is diffuse."""
 MOUTH_HEIGHT_M = (1.1, 1.8)
@@ -81,7 +82,9 @@ def image_room(rng: Generator, kind: str) -> Room:
         room.add_source(_mouth(rng, walls_m, microphone_m, geometry.distance_m))
     room.compute_rir()
     length = int(MAX_RESPONSE_S * SAMPLE_RATE_HZ)
-    responses = [_with_tail(rng, np.asarray(response), rt60_s, length) for response in room.rir[0]]
+    # The first image that is not computed has gone between the nearest walls once more than the highest order.
+    whole_s = (MAX_ORDER + 1) * float(walls_m.min()) / SOUND_M_PER_S
+    responses = [_with_tail(rng, np.asarray(response), rt60_s, length, whole_s) for response in room.rir[0]]
     # What has decayed by 60 dB is nothing anybody hears, and costs time.
     audible = min(length, max(int(rt60_s * SAMPLE_RATE_HZ), 400))
     return Room(kind, np.stack(responses)[:, :audible])
@@ -98,19 +101,19 @@ def _mouth(
     return inside
 
 
-def _with_tail(rng: Generator, response_N: np.ndarray, rt60_s: float, length: int) -> FloatArray:
-    """From the direct sound on, at an amplitude of 1, and diffuse once single reflections are no longer all there."""
+def _with_tail(rng: Generator, response_N: np.ndarray, rt60_s: float, length: int, whole_s: float) -> FloatArray:
+    """From the direct sound on, at an amplitude of 1; diffuse from `whole_s` after the sound was made, until when no
+    reflection is missing."""
     direct = int(np.argmax(np.abs(response_N)))
     response_N = response_N[direct:] / response_N[direct]
     decay_N = np.exp(-6.9 * np.arange(length) / (rt60_s * SAMPLE_RATE_HZ))
     known = np.zeros(length)
     known[: min(length, len(response_N))] = response_N[:length]
-    # Images of the highest order reach the microphone no sooner than this: before it none is missing.
-    mixing = min(length, max(int(0.02 * SAMPLE_RATE_HZ), int(0.45 * len(response_N))))
-    window = slice(max(1, mixing - int(0.01 * SAMPLE_RATE_HZ)), mixing)
-    level = np.sqrt(np.mean(known[window] ** 2) / np.mean(decay_N[window] ** 2)) if mixing > window.start else 0.0
+    mixing = min(length, max(int(0.02 * SAMPLE_RATE_HZ), int(whole_s * SAMPLE_RATE_HZ) - direct))
+    window = slice(max(1, mixing - int(0.02 * SAMPLE_RATE_HZ)), mixing)
+    level = np.sqrt(np.mean(known[window] ** 2) / np.mean(decay_N[window] ** 2))
     tail_N = rng.standard_normal(length) * decay_N * level
-    fade = min(int(0.005 * SAMPLE_RATE_HZ), mixing)
+    fade = int(0.005 * SAMPLE_RATE_HZ)
     share_N = np.clip((np.arange(length) - (mixing - fade)) / fade, 0.0, 1.0)
     whole: FloatArray = (known * np.sqrt(1.0 - share_N) + tail_N * np.sqrt(share_N)).astype(np.float32)
     return whole

@@ -28,6 +28,7 @@ MAX_USUAL_EVENTS = 0.15
 """Median loudness of other sounds, for speech at a root mean square of 1."""
 MIN_WORD_S = 0.12
 """What is left of a turn, if it is shorter than this, stays silent."""
+NOISE_SPEEDS = (0.85, 1.15)
 GATE_S = 0.3
 """A gate closes so long after the last word."""
 RAMP_S = 0.01
@@ -109,10 +110,11 @@ class Simulator:
         snr_db = rng.uniform(*SNR_DB[condition])
         noises = self._stock.noises
         gain = loudness * np.float32(10.0 ** (-snr_db / 20.0))
-        # Two at once, forwards or backwards: no two conversations have the same noise.
+        # Two at once, at other speeds, forwards or backwards: no two conversations have the same noise.
         share = rng.uniform(0.3, 0.7)
         for weight in (share, 1.0 - share):
             noise_N = noises[int(rng.integers(len(noises)))][:: rng.choice([1, -1])]
+            noise_N = _at_speed(noise_N, rng.uniform(*NOISE_SPEEDS), len(noise_N))
             _add_round(rng, mixed_N, noise_N, gain * np.float32(np.sqrt(weight)))
         if condition == HEADSET:
             rumbles = self._stock.rumbles
@@ -196,15 +198,21 @@ class _Voice:
 
     def _at_speed(self, pcm_N: Int16Array, most: int) -> tuple[FloatArray, bool]:
         """At the voice's speed and the level of all speech, and whether it was cut to `most` samples."""
-        length = int(len(pcm_N) / self._speed)
-        if abs(self._speed - 1.0) <= 0.01 or length < 2:
+        if abs(self._speed - 1.0) <= 0.01:
             return at_level(pcm_N[:most]), len(pcm_N) > most
-        position_N = np.arange(min(length, most), dtype=np.float32) * np.float32(self._speed)
-        index_N = position_N.astype(np.int32)
-        share_N = position_N - index_N
-        wide_N = pcm_N[: int(index_N[-1]) + 2].astype(np.float32)
-        left_N, right_N = wide_N[index_N], wide_N[np.minimum(index_N + 1, len(wide_N) - 1)]
-        return at_level(left_N + (right_N - left_N) * share_N), length > most
+        return at_level(_at_speed(pcm_N, self._speed, most)), int(len(pcm_N) / self._speed) > most
+
+
+def _at_speed(samples_N: Int16Array | FloatArray, speed: float, most: int) -> FloatArray:
+    """As if it were played faster or slower, cut to `most` samples."""
+    length = max(1, min(int(len(samples_N) / speed), most))
+    position_N = np.arange(length, dtype=np.float32) * np.float32(speed)
+    index_N = position_N.astype(np.int32)
+    share_N = position_N - index_N
+    wide_N = samples_N[: int(index_N[-1]) + 2].astype(np.float32)
+    left_N, right_N = wide_N[index_N], wide_N[np.minimum(index_N + 1, len(wide_N) - 1)]
+    played: FloatArray = left_N + (right_N - left_N) * share_N
+    return played
 
 
 def _add_context(samples_N: FloatArray, segment: Segment, begin: int, end: int, *, cut: bool) -> None:

@@ -26,7 +26,7 @@ _LEVEL_DB = {
 
 def make_sound(rng: Generator, kind: str) -> FloatArray:
     """One sound of one of `KINDS`, at a root mean square of 1."""
-    return _scaled(_MAKERS[kind](rng))
+    return unit_power(_MAKERS[kind](rng))
 
 
 def background_events(
@@ -70,7 +70,8 @@ def _faded(samples_N: FloatArray, fade_s: float = 0.02) -> FloatArray:
     return samples_N
 
 
-def _scaled(samples_N: FloatArray) -> FloatArray:
+def unit_power(samples_N: FloatArray) -> FloatArray:
+    """At a root mean square of 1."""
     return samples_N / np.float32(np.sqrt(np.mean(samples_N**2)) + 1e-9)
 
 
@@ -187,7 +188,7 @@ def textures(rng: Generator, num_samples: int) -> FloatArray:
         piece_FT = (band_FT * shape).astype(np.float32)[:, : num_frames - start]
         gain_FT[:, start : start + piece_FT.shape[1]] += piece_FT
     samples_N = scipy.signal.istft(spectrum_FT * gain_FT, nperseg=window, noverlap=window - hop)[1][:num_samples]
-    return _scaled(samples_N)
+    return unit_power(samples_N)
 
 
 def tunes(rng: Generator, num_samples: int) -> FloatArray:
@@ -215,7 +216,7 @@ def tunes(rng: Generator, num_samples: int) -> FloatArray:
             begin = min(num_samples, start + half * beat // 2)
             hit_N = hit_N[: num_samples - begin]
             sound_N[begin : begin + len(hit_N)] += np.float32(drums) * hit_N
-    return _scaled(sound_N)
+    return unit_power(sound_N)
 
 
 def _instrument(rng: Generator) -> Callable[[float, int], FloatArray]:

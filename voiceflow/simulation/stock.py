@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.audio import FloatArray
+from voiceflow.audio import FloatArray, check_finite, check_rate, read_file, resample
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora.read import AudioPlace
 from voiceflow.errors import AudioError
 from voiceflow.simulation.acoustics import HEADSET, noise, rumble
 from voiceflow.simulation.rooms import MAX_RESPONSE_S, PLACES, Room, headset_room, image_room
-from voiceflow.simulation.sounds import KINDS, make_sound
+from voiceflow.simulation.sounds import KINDS, make_sound, unit_power
 from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.workers import in_parallel
 
@@ -46,24 +46,25 @@ class Stock:
         """Write one .npy a kind, which `load_stock` maps into memory: processes share it."""
         folder.mkdir(parents=True, exist_ok=True)
         for kind, rooms in self.rooms.items():
-            _save(folder / f"rooms.{kind}", [room.responses_PN.ravel() for room in rooms])
-        _save(folder / "noises", self.noises)
-        _save(folder / "rumbles", self.rumbles)
+            save_pieces(folder / f"rooms.{kind}", [room.responses_PN.ravel() for room in rooms])
+        save_pieces(folder / "noises", self.noises)
+        save_pieces(folder / "rumbles", self.rumbles)
         for kind, sounds in self.sounds.items():
-            _save(folder / f"sounds.{kind}", sounds)
+            save_pieces(folder / f"sounds.{kind}", sounds)
 
 
 def load_stock(folder: Path) -> Stock:
     """What `Stock.save` wrote."""
     rooms = {
-        kind: [Room(kind, row.reshape(PLACES, -1)) for row in _load(folder / f"rooms.{kind}")] for kind in ROOM_KINDS
+        kind: [Room(kind, row.reshape(PLACES, -1)) for row in load_pieces(folder / f"rooms.{kind}")]
+        for kind in ROOM_KINDS
     }
     kinds = [path.name.split(".")[1] for path in sorted(folder.glob("sounds.*.ends.npy"))]
     return Stock(
         rooms,
-        _load(folder / "noises"),
-        _load(folder / "rumbles"),
-        {kind: _load(folder / f"sounds.{kind}") for kind in kinds},
+        load_pieces(folder / "noises"),
+        load_pieces(folder / "rumbles"),
+        {kind: load_pieces(folder / f"sounds.{kind}") for kind in kinds},
     )
 
 
@@ -87,7 +88,7 @@ def make_stock(
         progress: Called with what is being made, how many are done, and of how many.
 
     Raises:
-        DataError: A recording cannot be read, through `AudioError`.
+        AudioError: A recording cannot be read, or is silent.
     """
     seed, count = config.seed, config.variety.stock_size
     jobs: list[tuple[Any, ...]] = [(seed, kind, number) for kind in ROOM_KINDS for number in range(count)]
@@ -105,8 +106,8 @@ def make_stock(
     rumbles = [_round(rumble(rng, _length() + _seam())) for _ in range(RUMBLES)]
     floors += [piece for place in _drawn(rng, noises, count) for piece in _recorded_noise(rng, place)]
     if noises:
-        sounds["recorded"] = [_unit(_recorded_sound(rng, place)) for place in _drawn(rng, noises, MAX_RECORDED)]
-    elif breaths:
+        sounds["recorded"] = [unit_power(_recorded_sound(rng, place)) for place in _drawn(rng, noises, MAX_RECORDED)]
+    if breaths:
         chosen = rng.permutation(len(breaths))[:MAX_RECORDED]
         # Their speech is at a root mean square of 0.1 of full scale: a breath is as loud as it was beside it.
         sounds["breaths"] = [
@@ -142,11 +143,7 @@ def _round(samples_N: FloatArray) -> FloatArray:
     share_N = np.linspace(0.0, 1.0, seam, dtype=np.float32)
     whole_N = samples_N[: len(samples_N) - seam].copy()
     whole_N[:seam] = whole_N[:seam] * np.sqrt(share_N) + samples_N[len(samples_N) - seam :] * np.sqrt(1.0 - share_N)
-    return _unit(whole_N)
-
-
-def _unit(samples_N: FloatArray) -> FloatArray:
-    return samples_N / np.float32(np.sqrt(np.mean(samples_N**2)) + 1e-9)
+    return unit_power(whole_N)
 
 
 def _drawn(rng: np.random.Generator, places: Sequence[AudioPlace], count: int) -> list[AudioPlace]:
@@ -154,29 +151,37 @@ def _drawn(rng: np.random.Generator, places: Sequence[AudioPlace], count: int) -
 
 
 def _recorded_noise(rng: np.random.Generator, place: AudioPlace) -> list[FloatArray]:
-    """A stretch of a recording; nothing of one that is silent or too short to go round."""
-    samples_N = place.load()
+    """A stretch of a recording; nothing of one that is too short to go round, and is a sound alone."""
+    samples_N = _audible(place)
     wanted = _length() + _seam()
-    if len(samples_N) < 4 * _seam() or not np.any(np.abs(samples_N) > 1e-4):
+    if len(samples_N) < 4 * _seam():
         return []
     start = int(rng.integers(max(1, len(samples_N) - wanted)))
     return [_round(samples_N[start : start + wanted])]
 
 
 def _recorded_sound(rng: np.random.Generator, place: AudioPlace) -> FloatArray:
-    samples_N = place.load()
+    samples_N = _audible(place)
     wanted = int(MAX_SOUND_S * SAMPLE_RATE_HZ)
     start = int(rng.integers(max(1, len(samples_N) - wanted)))
     return samples_N[start : start + wanted]
 
 
+def _audible(place: AudioPlace) -> FloatArray:
+    samples_N = place.load()
+    if not np.any(np.abs(samples_N) > 1e-4):
+        raise AudioError(f"{place}: expected noise, got silence; take the file away")
+    return samples_N
+
+
 def _recorded_rooms(rng: np.random.Generator, places: Sequence[AudioPlace], count: int) -> dict[str, list[Room]]:
     """Recorded responses as rooms of `PLACES` mouths, by how much of their energy comes late."""
     ordered = sorted(places, key=str)
-    groups = [ordered[first : first + PLACES] for first in range(0, len(ordered) - PLACES + 1, PLACES)]
+    groups = [ordered[first : first + PLACES] for first in range(0, len(ordered), PLACES)]
     found: dict[str, list[Room]] = {"close": [], "room": [], "far": []}
     for index in rng.permutation(len(groups))[: 3 * count]:
-        responses = [_from_direct(place) for place in groups[index]]
+        heard = [_from_direct(place) for place in groups[index]]
+        responses = [heard[place % len(heard)] for place in range(PLACES)]
         length = max(len(response_N) for response_N in responses)
         rows = np.stack([np.pad(response_N, (0, length - len(response_N))) for response_N in responses])
         late_db = 10.0 * np.log10(float((rows[:, 40:] ** 2).sum(axis=1).mean()) + 1e-9)
@@ -187,7 +192,9 @@ def _recorded_rooms(rng: np.random.Generator, places: Sequence[AudioPlace], coun
 
 def _from_direct(place: AudioPlace) -> FloatArray:
     """A recorded response from its direct sound on, at an amplitude of 1, less what nobody hears any more."""
-    samples_N = place.load()
+    samples_NC, rate_hz = read_file(place.source(), name=str(place))
+    # One microphone: the mean of several is no response.
+    samples_N = resample(check_finite(samples_NC[:, 0], str(place)), check_rate(rate_hz))
     direct = int(np.argmax(np.abs(samples_N))) if len(samples_N) else 0
     if not len(samples_N) or abs(samples_N[direct]) < 1e-6:
         raise AudioError(f"{place}: expected an impulse response, got silence")
@@ -195,12 +202,13 @@ def _from_direct(place: AudioPlace) -> FloatArray:
     return response_N
 
 
-def _save(stem: Path, arrays: Sequence[FloatArray]) -> None:
-    np.save(f"{stem}.ends.npy", np.cumsum([0] + [len(array) for array in arrays]))
-    np.save(f"{stem}.npy", np.concatenate(arrays) if arrays else np.zeros(0, np.float32))
+def save_pieces(stem: Path, pieces: Sequence[npt.NDArray[Any]]) -> None:
+    """Write arrays of one type as one file, and where each ends; `load_pieces` maps them into memory."""
+    np.save(f"{stem}.ends.npy", np.cumsum([0] + [len(piece) for piece in pieces]))
+    np.save(f"{stem}.npy", np.concatenate(pieces) if pieces else np.zeros(0, np.int16))
 
 
-def _load(stem: Path) -> list[FloatArray]:
-    samples_N = np.load(f"{stem}.npy", mmap_mode="r")
-    ends = np.load(f"{stem}.ends.npy")
-    return [samples_N[start:end] for start, end in pairwise(ends)]
+def load_pieces(stem: Path) -> list[npt.NDArray[Any]]:
+    """What `save_pieces` wrote."""
+    samples = np.load(f"{stem}.npy", mmap_mode="r")
+    return [samples[start:end] for start, end in pairwise(np.load(f"{stem}.ends.npy"))]

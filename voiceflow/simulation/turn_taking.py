@@ -10,7 +10,7 @@ from voiceflow.timebase import seconds_to_samples
 
 Generator = np.random.Generator
 
-MIN_TURN_S, MAX_TURN_S = 0.3, 30.0
+SHORTEST_S, LONGEST_S = 0.3, 30.0
 MAX_EARLY_S, MAX_GAP_S = 2.5, 3.0
 """Nobody begins earlier than this before the other has ended; later only after a silence."""
 OWN_GAP_S = 0.25
@@ -104,15 +104,15 @@ def draw_turns(
         present = presence.there(time_s)
         speaker = speaker if speaker in present else int(rng.choice(np.array(present)))
         begin_s = max(time_s, busy_until_s[speaker])
-        wanted_s = float(np.clip(rng.lognormal(np.log(style.turn_median_s), style.turn_sigma), MIN_TURN_S, MAX_TURN_S))
+        wanted_s = float(np.clip(rng.lognormal(np.log(style.turn_median_s), style.turn_sigma), SHORTEST_S, LONGEST_S))
         end_s = max(begin_s, min(begin_s + wanted_s, duration_s))
-        if end_s - begin_s >= MIN_TURN_S / 2:
+        if end_s - begin_s >= SHORTEST_S / 2:
             spans.append((begin_s, end_s, speaker))
         busy_until_s[speaker] = end_s + OWN_GAP_S
         unheard = [name for name in unheard if name != speaker]
         # 2) others say "yes" meanwhile
         for _ in range(int(rng.poisson(style.backchannels_per_minute * (end_s - begin_s) / 60.0))):
-            length_s = rng.uniform(MIN_TURN_S, 0.9)
+            length_s = rng.uniform(SHORTEST_S, 0.9)
             if end_s - begin_s <= length_s + 0.6:
                 continue
             at_s = rng.uniform(begin_s + 0.4, end_s - length_s - 0.1)

@@ -17,7 +17,10 @@ from voiceflow.rhythm import DISTRIBUTIONS, SHARES, Rhythm, measure_rhythm, rhyt
 from voiceflow.stages.data_docs import STYLE
 from voiceflow.stages.dataset import is_simulated, read_recordings, read_turns
 from voiceflow.stages.plots import new_figure, save_figure
+from voiceflow.turns import Turn
 
+Talk = tuple[Sequence[Turn], float]
+"""Turns, and length in seconds."""
 PAGE, PICTURE, FIGURES = "report.html", "rhythm.png", "report.json"
 SHOWN_S = {"turn_s": (0.0, 15.0), "offset_s": (-3.0, 5.0), "pause_s": (0.0, 6.0), "overlap_s": (0.0, 3.0)}
 """Range of each curve."""
@@ -31,6 +34,8 @@ class Compared:
     simulated: dict[str, Rhythm]
     distances: dict[str, dict[str, dict[str, float]]]
     """By simulated set, then real set, as `rhythm_distances` has them."""
+    left_out: list[str]
+    """Why recordings were not measured: their turns cannot be read."""
 
     def nearest(self) -> dict[str, str]:
         """For each real set the simulated one of the smallest mean KS distance."""
@@ -56,36 +61,39 @@ def compare_rhythms(dataset: Path | None, real: Sequence[Path]) -> Compared:
         real: More folders of conversations: recordings with RTTM files, corpora of `voiceflow data get`, manifests.
 
     Raises:
-        DataError: A folder cannot be read, or holds no conversations.
+        DataError: A folder cannot be read, holds no conversations, or is called like another.
+        AudioFormatError: The length of a recording cannot be read.
     """
-    rows: dict[str, list[Any]] = {}
-    is_real: dict[str, bool] = {}
+    recorded: dict[str, list[Talk]] = {}
+    made: dict[str, list[Talk]] = {}
+    left_out: list[str] = []
     for recording in read_recordings(dataset) if dataset is not None else []:
         assert dataset is not None
-        measured = (read_turns(dataset, recording), recording.duration_s)
-        names = [recording.condition]
+        names, sets = [recording.condition], recorded
         if is_simulated(recording):
-            names = ["training", recording.style] if recording.split == "train" else ["held-out"]
+            names, sets = ["training", recording.style] if recording.split == "train" else ["held-out"], made
         for name in filter(None, names):
-            rows.setdefault(name, []).append(measured)
-            is_real[name] = not is_simulated(recording)
+            sets.setdefault(name, []).append((read_turns(dataset, recording), recording.duration_s))
     for folder in real:
-        found = [talk for talk in read_conversations(folder) if not talk.turns_error]
-        if not found:
-            raise DataError(f"{folder}: none of its conversations has turns that can be read")
-        # Without its audio a conversation is as long as its last turn says.
-        rows[folder.name] = [(talk.turns, max((turn.end_s for turn in talk.turns), default=0.0)) for talk in found]
-        is_real[folder.name] = True
-    if not rows:
+        name = folder.resolve().name
+        if name in recorded:
+            raise DataError(f"two sets of real conversations are called {name}; rename a folder")
+        recorded[name] = []
+        for talk in read_conversations(folder):
+            if talk.turns_error:
+                left_out.append(talk.turns_error)
+            else:
+                recorded[name].append((talk.turns, talk.duration_s()))
+        if not recorded[name]:
+            raise DataError(f"{folder}: none of its conversations has turns that can be read: {left_out[-1]}")
+    if not recorded and not made:
         raise DataError("expected a prepared dataset or a folder of conversations to measure, got none")
-    rhythms = {name: measure_rhythm(talks) for name, talks in rows.items()}
-    left = {name: rhythm for name, rhythm in rhythms.items() if not is_real[name]}
-    right = {name: rhythm for name, rhythm in rhythms.items() if is_real[name]}
+    right, left = ({name: measure_rhythm(talks) for name, talks in sets.items()} for sets in (recorded, made))
     distances = {
         name: {other: rhythm_distances(rhythm, against) for other, against in right.items()}
         for name, rhythm in left.items()
     }
-    return Compared(right, left, distances)
+    return Compared(right, left, distances, left_out)
 
 
 def write_report(compared: Compared, described: Mapping[str, Corpus], folder: Path) -> dict[str, Any]:
@@ -108,6 +116,7 @@ def write_report(compared: Compared, described: Mapping[str, Corpus], folder: Pa
         "simulated": {name: rhythm.summary() for name, rhythm in compared.simulated.items()},
         "distances": compared.distances,
         "nearest": compared.nearest(),
+        "left_out": compared.left_out,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -162,6 +171,7 @@ def _page(compared: Compared, published: Mapping[str, Mapping[str, Any]], pictur
         for simulated, against in compared.distances.items()
         for real, row in against.items()
     ]
+    left_out = "".join(f"<li>{html.escape(why)}</li>" for why in compared.left_out)
     nearest = "".join(
         f"<li>nearest to {html.escape(real)}: <b>{html.escape(name)}</b></li>"
         for real, name in compared.nearest().items()
@@ -173,7 +183,8 @@ def _page(compared: Compared, published: Mapping[str, Mapping[str, Any]], pictur
         f"<ul>{meanings}</ul><p><img alt='cumulative shares' src='data:image/png;base64,{data}'></p>"
         f"<h2>Distances</h2><p>Wasserstein in seconds; KS is the largest difference of the curves above; shares by "
         f"their difference.</p>{_table(['', 'mean KS', *names], apart)}<ul>{nearest}</ul>"
-        f"<h2>Published figures</h2><ul>{sources}</ul></html>"
+        f"<h2>Published figures</h2><ul>{sources}</ul>"
+        f"{'<h2>Left out</h2>' if compared.left_out else ''}<ul>{left_out}</ul></html>"
     )
 
 

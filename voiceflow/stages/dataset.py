@@ -33,7 +33,7 @@ class Recording(Section):
 
     name: str
     split: str
-    """train, dev or test (simulated), or recorded (real, never trained on)."""
+    """train, dev or test (simulated, or of a corpus with splits), or recorded (real, never trained on)."""
     audio: str
     """Path of the audio, relative to the dataset."""
     rttm: str

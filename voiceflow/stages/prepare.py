@@ -2,20 +2,20 @@
 
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voiceflow import simulation
+from voiceflow import rhythm, simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora.read import (
@@ -31,8 +31,8 @@ from voiceflow.errors import DataError
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations
 from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.simulator import Simulator
-from voiceflow.simulation.speech import Int16Array, Segment, load_vad, speaker_segments
-from voiceflow.simulation.stock import load_stock, make_stock
+from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
+from voiceflow.simulation.stock import load_pieces, load_stock, make_stock, save_pieces
 from voiceflow.stages.dataset import Recording, quarantine_path, read_recordings, read_summary, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
@@ -127,7 +127,10 @@ def prepare(
 
     Raises:
         DataError: A corpus that cannot be read, or is too small.
+        ValueError: No such shard.
     """
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"expected a shard from 0 to {shard[1] - 1}, got {shard[0]}")
     utterances = read_utterances(corpus)
     declared = {speaker: spans[0].split for speaker, spans in utterances.items() if spans[0].split}
     splits = split_speakers(list(utterances), config, declared)
@@ -138,7 +141,8 @@ def prepare(
     ]
     sounds = _Sounds(read_sounds(noises) if noises else [], read_sounds(rooms) if rooms else [])
     values = config.model_dump(mode="json", exclude={"num_workers"})
-    made_of = json.dumps([revision, values, recorded is not None, shard, _sources()])
+    given = [recorded is not None, noises is not None, rooms is not None]
+    made_of = json.dumps([revision, values, given, shard, _sources()])
     try:
         partial = begin(output, hashlib.sha256(made_of.encode()).hexdigest())
         talks = _readable(recorded)[shard[0] :: shard[1]] if recorded else []
@@ -149,6 +153,8 @@ def prepare(
             "run the command again to go on"
         ) from err
     summary = _summary(config.model_dump(mode="json"), revision, recordings)
+    if shard != (0, 1):
+        summary["shard"] = list(shard)
     (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     quarantine_path(output).unlink(missing_ok=True)
     finish(partial, output)
@@ -162,28 +168,36 @@ def join_shards(shards: Sequence[Path], output: Path) -> dict[str, Any]:
         The content of prepare.json.
 
     Raises:
-        DataError: Shards of different configs or revisions, or one conversation in two of them.
+        DataError: A shard is missing, or of another config or revision, or a conversation is in two of them.
     """
     summaries = [read_summary(shard) for shard in shards]
     first: dict[str, Any] = summaries[0]
     for shard, summary in zip(shards, summaries, strict=True):
         if (summary["revision"], summary["config"]) != (first["revision"], first["config"]):
             raise DataError(f"{shard}: made of other data or by another config than {shards[0]}; make both again")
+    parts = sorted(tuple(summary.get("shard", (0, 1))) for summary in summaries)
+    if parts != [(number, len(shards)) for number in range(len(shards))]:
+        told = ", ".join(f"{part} of {total}" for part, total in parts)
+        raise DataError(f"expected all shards of the dataset, each once; got {told}")
     recordings = [(shard, recording) for shard in shards for recording in read_recordings(shard, all_of_them=True)]
-    names = [recording.name for _, recording in recordings]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{len(twice)} conversations are in several shards, such as {twice[0]}: shards overlap")
-    output.mkdir(parents=True, exist_ok=True)
+    _all_different([recording.name for _, recording in recordings], "shards")
+    partial = begin(output, json.dumps([str(shard) for shard in shards]))
     for shard, recording in recordings:
         for path in (recording.audio, recording.rttm):
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            _link(shard / path, output / path)
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            _link(shard / path, partial / path)
     joined = [recording for _, recording in recordings]
-    write_recordings(output, joined)
+    write_recordings(partial, joined)
     summary = _summary(first["config"], first["revision"], joined)
-    (output / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    finish(partial, output)
     return summary
+
+
+def _all_different(names: Sequence[str], where: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: two conversations are called {min(twice)}; rename one of them")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -227,7 +241,8 @@ def _breathing(plans: Sequence[ConversationPlan]) -> list[str]:
 
 def _sources() -> list[str]:
     """Digests of the code that makes conversations: what other code has left is not gone on with."""
-    return [file_digest(path) for path in [*sorted(Path(simulation.__file__).parent.glob("*.py")), Path(__file__)]]
+    paths = [*sorted(Path(simulation.__file__).parent.glob("*.py")), Path(rhythm.__file__), Path(__file__)]
+    return [file_digest(path) for path in paths]
 
 
 def _make(
@@ -258,10 +273,12 @@ def _make(
             keep(key, recordings)
         scratch = Path(folder)
         breathing = _breathing(plans)
-        plans = _extract_segments(config, utterances, splits, plans[shard[0] :: shard[1]], breathing, scratch, progress)
+        plans = _extract_segments(
+            config, utterances, splits, plans, plans[shard[0] :: shard[1]], breathing, scratch, progress
+        )
         plans = [plan for plan in plans if plan.name not in done]
         if any(plan.split == "train" for plan in plans):
-            breaths = [piece for speaker in breathing for piece in _load_pieces(scratch / f"{speaker}.sounds")]
+            breaths = [piece for speaker in breathing for piece in load_pieces(scratch / f"{speaker}.sounds")]
             make_stock(config, breaths=breaths, noises=sounds.noises, rooms=sounds.rooms, progress=progress).save(
                 scratch / STOCK
             )
@@ -305,34 +322,34 @@ def _extract_segments(
     config: PrepareConfig,
     utterances: dict[str, list[Utterance]],
     splits: dict[str, list[str]],
+    all_plans: list[ConversationPlan],
     plans: list[ConversationPlan],
     breathing: Sequence[str],
     scratch: Path,
     progress: Progress,
 ) -> list[ConversationPlan]:
-    """Cut the speech of all planned speakers; a speaker without speech is replaced by another."""
+    """Cut the speech of the speakers of a shard's plans; one without speech is replaced by another of all plans."""
     needed = sorted({speaker for plan in plans for speaker in plan.speakers} | set(breathing))
     jobs = [(speaker, utterances[speaker], scratch) for speaker in needed]
-    silent = set()
-    for speaker, num_segments in _track(
-        in_parallel(_segment_one, jobs, num_workers=config.num_workers, few=1), "find speech", len(jobs), progress
-    ):
-        if num_segments == 0:
-            silent.add(speaker)
-    if not silent:
-        return plans
+    found = in_parallel(_segment_one, jobs, num_workers=config.num_workers, few=1)
+    speaks: dict[str, bool] = {name: num > 0 for name, num in _track(found, "find speech", len(jobs), progress)}
+
+    def has_speech(name: str) -> bool:
+        if name not in speaks:  # planned in another shard alone
+            speaks[name] = bool(_segment_one(name, utterances[name], scratch)[1])
+        return speaks[name]
+
+    candidates = {speaker for plan in all_plans for speaker in plan.speakers}
     replaced = []
     for plan in plans:
         spare = (
-            name
-            for name in splits[plan.split]
-            if name in set(needed) and name not in silent and name not in plan.speakers
+            name for name in splits[plan.split] if name in candidates and name not in plan.speakers and has_speech(name)
         )
-        chosen = [name if name not in silent else next(spare, None) for name in plan.speakers]
+        chosen = [name if has_speech(name) else next(spare, None) for name in plan.speakers]
         kept = tuple(name for name in chosen if name is not None)
         if not kept:
             raise DataError(f"{config.corpus}: silero-vad finds no speech in any of {list(plan.speakers)}")
-        replaced.append(ConversationPlan(plan.name, plan.split, plan.condition, kept, plan.seed))
+        replaced.append(replace(plan, speakers=kept))
     return replaced
 
 
@@ -344,23 +361,13 @@ def _segment_one(speaker: str, utterances: list[Utterance], scratch: Path) -> tu
     if _vad is None:
         _vad = load_vad()
     segments, sounds = speaker_segments(utterances, _vad, max_s=MAX_SPEECH_S)
-    _save_pieces(scratch / speaker, [segment.samples_N for segment in segments])
+    save_pieces(scratch / speaker, [segment.samples_N for segment in segments])
     np.save(scratch / f"{speaker}.core.npy", [(segment.core_start, segment.core_end) for segment in segments])
-    _save_pieces(scratch / f"{speaker}.sounds", sounds)
+    save_pieces(scratch / f"{speaker}.sounds", sounds)
     return speaker, len(segments)
 
 
-def _save_pieces(stem: Path, pieces: Sequence[Int16Array]) -> None:
-    np.save(f"{stem}.bounds.npy", np.cumsum([0] + [len(piece) for piece in pieces]))
-    np.save(f"{stem}.npy", np.concatenate(pieces) if pieces else np.zeros(0, np.int16))
-
-
-def _load_pieces(stem: Path) -> list[Int16Array]:
-    samples = np.load(f"{stem}.npy", mmap_mode="r")
-    return [samples[start:end] for start, end in itertools.pairwise(np.load(f"{stem}.bounds.npy"))]
-
-
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _simulator(config_json: str, stock: Path) -> Simulator:
     return Simulator(PrepareConfig.model_validate_json(config_json), load_stock(stock))
 
@@ -370,7 +377,7 @@ def _simulate_one(plan: ConversationPlan, config: PrepareConfig, scratch: Path, 
         speaker: [
             Segment(samples, int(start), int(end))
             for samples, (start, end) in zip(
-                _load_pieces(scratch / speaker), np.load(scratch / f"{speaker}.core.npy"), strict=True
+                load_pieces(scratch / speaker), np.load(scratch / f"{speaker}.core.npy"), strict=True
             )
         ]
         for speaker in plan.speakers
@@ -393,10 +400,7 @@ def _readable(folder: Path) -> list[Conversation]:
     for conversation in conversations:
         if conversation.turns_error:
             raise DataError(conversation.turns_error)
-    names = [conversation.name for conversation in conversations]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{folder}: two conversations are called {twice[0]}; rename one of them")
+    _all_different([conversation.name for conversation in conversations], str(folder))
     return conversations
 
 

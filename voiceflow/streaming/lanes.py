@@ -202,7 +202,8 @@ class Lanes:
             )
 
     def _model(self) -> list[Any]:
-        return [self.metadata.version, self.metadata.git_commit, self.metadata.precision, self.metadata.state_dims]
+        meta = self.metadata
+        return [meta.version, meta.git_commit, meta.run_id, meta.data_revision, meta.precision, meta.state_dims]
 
     def row_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All that is known of streams in rows, by name."""

@@ -57,3 +57,18 @@ def test_nothing_to_measure_is_told(tmp_path, talks):
     soundfile.write(tmp_path / "alone.wav", [0.0] * 16_000, 16_000)
     with pytest.raises(DataError, match="none of its conversations has turns"):
         compare_rhythms(None, [tmp_path])
+
+
+def test_real_sets_keep_their_length_their_names_and_what_was_left_out(dataset, tmp_path):
+    folder = tmp_path / "meeting"  # as a style is called
+    folder.mkdir()
+    soundfile.write(folder / "short.wav", [0.0] * 160_000, 16_000)
+    (folder / "short.rttm").write_text("SPEAKER short 1 0.0 2.0 <NA> <NA> a <NA> <NA>\n")
+    soundfile.write(folder / "broken.wav", [0.0] * 16_000, 16_000)
+    (folder / "broken.rttm").write_text("SPEAKER broken 1 x 2.0 <NA> <NA> a <NA> <NA>\n")
+    compared = compare_rhythms(dataset, [folder])
+    assert compared.real["meeting"].shares["speech_share"] == pytest.approx(0.2)
+    assert [("broken.rttm, line 1" in why) for why in compared.left_out] == [True]
+    assert "training" in compared.simulated
+    with pytest.raises(DataError, match="two sets of real conversations are called meeting"):
+        compare_rhythms(dataset, [folder, folder])
