@@ -114,7 +114,9 @@ class Simulator:
         share = rng.uniform(0.3, 0.7)
         for weight in (share, 1.0 - share):
             noise_N = noises[int(rng.integers(len(noises)))][:: rng.choice([1, -1])]
-            noise_N = _at_speed(noise_N, rng.uniform(*NOISE_SPEEDS), len(noise_N))
+            noise_N = _at_speed(
+                noise_N, rng.uniform(*NOISE_SPEEDS), 2 * len(noise_N)
+            )  # whole, or it would not go round
             _add_round(rng, mixed_N, noise_N, gain * np.float32(np.sqrt(weight)))
         if condition == HEADSET:
             rumbles = self._stock.rumbles
