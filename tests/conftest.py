@@ -14,6 +14,7 @@ import pytest
 
 from voiceflow.config import Params, load_params
 from voiceflow.runtime import StepModel, pretrained_path
+from voiceflow.simulation.speech import Segment
 from voiceflow.simulation.voices import synthesise_corpus
 from voiceflow.stages.prepare import prepare
 
@@ -75,6 +76,19 @@ def talk(dataset: Path) -> np.ndarray:
     from voiceflow.stages.dataset import read_recordings, read_samples
 
     return read_samples(dataset, read_recordings(dataset, "test")[0])
+
+
+@pytest.fixture(scope="session")
+def segments() -> dict[str, list[Segment]]:
+    """Tones in place of voices: 0.5 s each, with 0.1 s of faint noise around."""
+    rng = np.random.default_rng(0)
+    time_s = np.arange(8000) / 16_000
+    rows = {}
+    for number, name in enumerate(("ann", "bob", "cem")):
+        tone = np.sin(2 * np.pi * 200 * (number + 1) * time_s) * 8000
+        whole = np.concatenate([rng.normal(0, 50, 1600), tone, rng.normal(0, 50, 1600)])
+        rows[name] = [Segment(whole.astype(np.int16), 1600, 9600)]
+    return rows
 
 
 def free_port() -> int:

@@ -6,21 +6,8 @@ from voiceflow.simulation.acoustics import HEADSET
 from voiceflow.simulation.conversations import ConversationPlan, plan_conversations
 from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.sounds import KINDS, background_events, make_sound, textures, tunes
-from voiceflow.simulation.speech import Segment, Spans, _quiet, _with_context
+from voiceflow.simulation.speech import Spans, _quiet, _with_context
 from voiceflow.turns import speakers_in_order
-
-
-@pytest.fixture(scope="module")
-def segments():
-    """Tones in place of voices: 0.5 s each, with 0.1 s of faint noise around."""
-    rng = np.random.default_rng(0)
-    time_s = np.arange(8000) / 16_000
-    rows = {}
-    for number, name in enumerate(("ann", "bob", "cem")):
-        tone = np.sin(2 * np.pi * 200 * (number + 1) * time_s) * 8000
-        whole = np.concatenate([rng.normal(0, 50, 1600), tone, rng.normal(0, 50, 1600)])
-        rows[name] = [Segment(whole.astype(np.int16), 1600, 9600)]
-    return rows
 
 
 def plan(split="train", condition="close", **changes):

@@ -15,23 +15,9 @@ from voiceflow.simulation.codecs import LAWS, g711_table, opus, telephone
 from voiceflow.simulation.conversations import ConversationPlan, endless_plans
 from voiceflow.simulation.rooms import PLACES, headset_room, image_room
 from voiceflow.simulation.simulator import Simulator
-from voiceflow.simulation.speech import Segment
 from voiceflow.simulation.stock import ROOM_KINDS, load_stock, make_stock
 from voiceflow.simulation.turn_taking import Presence, draw_turns
 from voiceflow.turns import Turn
-
-
-@pytest.fixture(scope="module")
-def segments():
-    """Tones in place of voices: 0.5 s each, with 0.1 s of faint noise around."""
-    rng = np.random.default_rng(0)
-    time_s = np.arange(8000) / 16_000
-    rows = {}
-    for number, name in enumerate(("ann", "bob", "cem")):
-        tone = np.sin(2 * np.pi * 200 * (number + 1) * time_s) * 8000
-        whole = np.concatenate([rng.normal(0, 50, 1600), tone, rng.normal(0, 50, 1600)])
-        rows[name] = [Segment(whole.astype(np.int16), 1600, 9600)]
-    return rows
 
 
 @pytest.fixture(scope="module")
