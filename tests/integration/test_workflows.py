@@ -61,7 +61,7 @@ def test_an_image_only_copies_and_runs_scripts_and_is_not_root(path):
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     for line in lines:
         word, rest = line.split(" ", 1)
-        assert word in ("FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "CMD"), line
+        assert word in ("FROM", "WORKDIR", "COPY", "RUN", "ARG", "ENV", "USER", "EXPOSE", "CMD"), line
         if word == "FROM":
             assert re.search(r":\d+\.\d+\.\d+", rest), f"{rest} is not pinned"
         if word == "RUN":
