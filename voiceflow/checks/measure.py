@@ -77,7 +77,11 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
     whole = [replace(turn, end_s=duration_s) if turn.end_s == math.inf else turn for turn in item.turns]
     turns, unit = true_units(whole, duration_s)
     level_db_T = levels_db(samples_N, rate_hz)
-    mix_db, lag, spectrum = contrast_db(level_db_T, turns), label_lag(level_db_T, turns), band(samples_N, rate_hz)
+    mix_db, lag, spectrum = (
+        contrast_db(level_db_T, turns),
+        label_lag(level_db_T, turns),
+        band(samples_N, rate_hz, turns),
+    )
     # What lies above the band that models hear may be missing, as in what was recorded at 16 kHz and stored at more.
     heard_share = min(1.0, spectrum.bandwidth_share * rate_hz / min(rate_hz, SAMPLE_RATE_HZ))
     if rate_hz > SAMPLE_RATE_HZ and heard_share >= ENOUGH_SHARE:

@@ -18,7 +18,7 @@ TYPICAL_PITCH_HZ, TYPICAL_CENTRE_HZ = 180.0, 500.0
 """Medians over clean conversations; see `voice_height`."""
 MAX_FRAMES = 600
 """Frames of a recording whose pitch is looked at, evenly spread: enough, and quick."""
-MAX_SPECTRA = 1200
+MAX_SPECTRA, MIN_SPECTRA = 1200, 32
 MIN_VOICED_SHARE = 0.4
 """Of the louder frames: with fewer voiced ones the pitch is that of the noise."""
 SPECTRUM_S = 0.032
@@ -96,27 +96,32 @@ def dropout_s(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -> flo
     return float(sum(inside_N[start:end].sum() for start, end in zeros_R2)) / rate_hz
 
 
-def band(samples_N: FloatArray, rate_hz: int) -> Band:
+def band(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn] = ()) -> Band:
     """Where the spectrum breaks off, and what a codec has left out of it.
 
     A recording made at 8 kHz and stored at 16 kHz ends like a wall at 4 kHz; MP3 and Vorbis at low rates leave holes.
-    What a telephone does falls off more gently and is none of it. Opus above 8 kbit/s leaves no such traces.
+    What a telephone does falls off more gently and is none of it. Opus above 8 kbit/s leaves no such traces. Holes
+    are looked for in what is said, where turns tell: a ringing tone has nothing between its harmonics either.
     """
     size = 1 << max(6, round(np.log2(SPECTRUM_S * rate_hz)))
     if len(samples_N) < 8 * size:
         return Band(1.0, 0.0, 0.0)
     starts = np.linspace(0, len(samples_N) - size, min(MAX_SPECTRA, len(samples_N) // (size // 2))).astype(np.int64)
+    spoken_T = labelled(len(samples_N) * FRAMES_PER_S // rate_hz + 1, turns)[starts * FRAMES_PER_S // rate_hz]
     frames = samples_N[starts[:, None] + np.arange(size)] * np.hanning(size).astype(np.float32)
     power_TF = np.abs(scipy.fft.rfft(frames, axis=1)) ** 2
     hertz_F = np.fft.rfftfreq(size, 1.0 / rate_hz)
     voice_T = power_TF[:, (hertz_F >= 200.0) & (hertz_F < 1200.0)].sum(axis=1)
-    loud_TF = power_TF[voice_T > np.quantile(voice_T, 0.7)]
+    loud_T = voice_T > np.quantile(voice_T, 0.7)
+    loud_TF = power_TF[loud_T]
     if not len(loud_TF) or not loud_TF.any():
         return Band(1.0, 0.0, 0.0)
     share, edge_db = _edge(10.0 * np.log10(loud_TF.mean(axis=0, dtype=np.float64) + 1e-14), hertz_F.astype(np.float64))
     top_hz = min(share, 0.95) * rate_hz / 2.0 - 200.0
     upper_TF = loud_TF[:, (hertz_F >= 1000.0) & (hertz_F < top_hz)]
     usual_F = np.median(upper_TF, axis=0)
+    if (spoken_T & loud_T).sum() >= MIN_SPECTRA:
+        upper_TF = upper_TF[spoken_T[loud_T]]
     holes = float((upper_TF < 10.0 ** (-HOLE_DB / 10.0) * usual_F).mean()) if upper_TF.size else 0.0
     return Band(share, edge_db, holes)
 
