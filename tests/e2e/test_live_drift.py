@@ -33,6 +33,7 @@ def rows(count, seed, **shifts):
 def voiceflow(*arguments, cwd):
     command = [sys.executable, "-m", "voiceflow.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPO), "VOICEFLOW_HOME": str(cwd / "home")}
+    environment.pop("MLFLOW_TRACKING_URI", None)  # other tests have set one, through MLflow
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
