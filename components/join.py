@@ -17,9 +17,9 @@ def join(shards: dsl.Input[list[dsl.Dataset]], code_revision: str, dataset: dsl.
     from pathlib import Path
 
     from voiceflow.adapters.progress import StageProgress
-    from voiceflow.stages.prepare import join_shards
+    from voiceflow.stages.join import join as run
 
     StageProgress("join")("join shards", 0, len(shards))
-    summary = join_shards([Path(shard.path) for shard in shards], Path(dataset.path))
+    summary = run([Path(shard.path) for shard in shards], Path(dataset.path))
     dataset.metadata["data_revision"] = summary["revision"]
     dataset.metadata["splits"] = summary["splits"]

@@ -8,8 +8,8 @@ rttm/<split>/*.rttm     exact turns
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,6 +205,34 @@ def read_turns(folder: Path, recording: Recording) -> list[Turn]:
 def read_samples(folder: Path, recording: Recording) -> FloatArray:
     """Audio of a recording, mono float32 at 16 kHz, shape (N,)."""
     return load_audio(folder / recording.audio)
+
+
+def dataset_summary(config: dict[str, Any], revision: str, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """The content of prepare.json: what a dataset was made by and of, and how much is in each split."""
+    return {
+        "revision": revision,
+        "seed": config["seed"],
+        "config": config,
+        "splits": {
+            split: {
+                "recordings": sum(recording.split == split for recording in recordings),
+                "hours": round(sum(r.duration_s for r in recordings if r.split == split) / 3600, 3),
+                "speakers": len({name for r in recordings if r.split == split for name in r.speakers}),
+            }
+            for split in SPLITS
+        },
+    }
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Every recording of a dataset has a name of its own.
+
+    Raises:
+        DataError: Two have one name.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: two conversations are called {min(twice)}; rename one of them")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

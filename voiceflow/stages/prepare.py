@@ -3,11 +3,8 @@
 import functools
 import hashlib
 import json
-import os
 import re
-import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +30,7 @@ from voiceflow.simulation.heldout import simulate
 from voiceflow.simulation.simulator import Simulator
 from voiceflow.simulation.speech import Segment, load_vad, speaker_segments
 from voiceflow.simulation.stock import load_pieces, load_stock, make_stock, save_pieces
-from voiceflow.stages.dataset import Recording, quarantine_path, read_recordings, read_summary, write_recordings
+from voiceflow.stages.dataset import Recording, check_names, dataset_summary, quarantine_path, write_recordings
 from voiceflow.timebase import SAMPLE_RATE_HZ, samples_to_seconds
 from voiceflow.turns import Turn, speakers_in_order, to_rttm, turns_within
 from voiceflow.unfinished import begin, finish
@@ -119,7 +116,7 @@ def prepare(
         noises: Folder of recordings without speech; training conversations have them beside made ones.
         rooms: Folder of recorded impulse responses, likewise.
         revision: Digest of the corpus, kept in prepare.json and later in the model file.
-        shard: Which part of the conversations is made, and of how many; `join_shards` puts them together.
+        shard: Which part of the conversations is made, and of how many; `stages.join` puts them together.
         progress: Called as work goes on.
 
     Returns:
@@ -152,77 +149,13 @@ def prepare(
             f"{output}: cannot be written ({err.strerror or err}); what is whole is kept, "
             "run the command again to go on"
         ) from err
-    summary = _summary(config.model_dump(mode="json"), revision, recordings)
+    summary = dataset_summary(config.model_dump(mode="json"), revision, recordings)
     if shard != (0, 1):
         summary["shard"] = list(shard)
     (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     quarantine_path(output).unlink(missing_ok=True)
     finish(partial, output)
     return summary
-
-
-def join_shards(shards: Sequence[Path], output: Path) -> dict[str, Any]:
-    """Put the shards of a dataset together: the dataset that one process would have made.
-
-    Returns:
-        The content of prepare.json.
-
-    Raises:
-        DataError: A shard is missing, or of another config or revision, or a conversation is in two of them.
-    """
-    summaries = [read_summary(shard) for shard in shards]
-    first: dict[str, Any] = summaries[0]
-    for shard, summary in zip(shards, summaries, strict=True):
-        if (summary["revision"], summary["config"]) != (first["revision"], first["config"]):
-            raise DataError(f"{shard}: made of other data or by another config than {shards[0]}; make both again")
-    parts = sorted(tuple(summary.get("shard", (0, 1))) for summary in summaries)
-    if parts != [(number, len(shards)) for number in range(len(shards))]:
-        told = ", ".join(f"{part} of {total}" for part, total in parts)
-        raise DataError(f"expected all shards of the dataset, each once; got {told}")
-    recordings = [(shard, recording) for shard in shards for recording in read_recordings(shard, all_of_them=True)]
-    _all_different([recording.name for _, recording in recordings], "shards")
-    partial = begin(output, json.dumps([str(shard) for shard in shards]))
-    for shard, recording in recordings:
-        for path in (recording.audio, recording.rttm):
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            _link(shard / path, partial / path)
-    joined = [recording for _, recording in recordings]
-    write_recordings(partial, joined)
-    summary = _summary(first["config"], first["revision"], joined)
-    (partial / "prepare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    finish(partial, output)
-    return summary
-
-
-def _all_different(names: Sequence[str], where: str) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"{where}: two conversations are called {min(twice)}; rename one of them")
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where that cannot be."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _summary(config: dict[str, Any], revision: str, recordings: Sequence[Recording]) -> dict[str, Any]:
-    return {
-        "revision": revision,
-        "seed": config["seed"],
-        "config": config,
-        "splits": {
-            split: {
-                "recordings": sum(recording.split == split for recording in recordings),
-                "hours": round(sum(r.duration_s for r in recordings if r.split == split) / 3600, 3),
-                "speakers": len({name for r in recordings if r.split == split for name in r.speakers}),
-            }
-            for split in ("train", "dev", "test", "recorded")
-        },
-    }
 
 
 @dataclass(frozen=True)
@@ -400,7 +333,7 @@ def _readable(folder: Path) -> list[Conversation]:
     for conversation in conversations:
         if conversation.turns_error:
             raise DataError(conversation.turns_error)
-    _all_different([conversation.name for conversation in conversations], str(folder))
+    check_names([conversation.name for conversation in conversations], str(folder))
     return conversations
 
 
