@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup fmt lint types check e2e bench train acceptance curve compile manifests espeak tools
+.PHONY: help run test setup fmt lint types check e2e bench train acceptance frozen curve compile manifests espeak tools
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ acceptance: setup tools ## What must hold, measured: make acceptance PART=model 
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW) $(if $(ITEM),--item $(ITEM))
 
+frozen: setup ## The held-out conversations that DER is measured on, made again by 0.1.0 and compared with their digests
+	$(BIN)/python -m benchmarks.frozen
+
 curve: setup ## DER against training voices and hours: five small networks, about two hours
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.curve
@@ -98,4 +101,4 @@ compile: setup ## Compile the pipeline into pipelines/training.yaml
 	$(BIN)/python -m pipelines
 
 manifests: setup tools ## Render every overlay, validate it strictly, check our policies and alerts
-	$(BIN)/python manifests/check.py
+	$(BIN)/python -m manifests.check

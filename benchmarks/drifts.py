@@ -132,7 +132,7 @@ def _batch(
 def streams_of(corpus: Path, shift: str, count: int, *, first: int = 0) -> list[dict[str, Any]]:
     """Statistics of streams of held-out voices, with a shift or ("") without; the same numbers give the same streams."""
     config = load_params().prepare
-    splits = split_speakers(list(_utterances(corpus)), config)
+    splits = split_speakers(_utterances(corpus), config)
     speakers = tuple(splits["dev"] + splits["test"])
     jobs = [(corpus, speakers, config, shift, start) for start in range(first, first + count, BATCH)]
     return [row for rows in in_parallel(_batch, jobs, few=1) for row in rows][:count]

@@ -47,7 +47,7 @@ class Voices:
 
     def __post_init__(self) -> None:
         self._utterances: dict[str, list[Utterance]] = read_utterances(self.corpus)
-        names = split_speakers(list(self._utterances), self.config)[self.split]
+        names = split_speakers(self._utterances, self.config)[self.split]
         self.names = [name for name in names if not re.search(self.config.heldout_exclude, name)]
         self._segments: dict[str, list[Segment]] = {}
         self._vad: Any = None

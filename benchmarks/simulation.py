@@ -32,7 +32,7 @@ def measure(corpus: Path, number: int) -> dict[str, Any]:
     utterances = read_utterances(corpus)
     vad = load_vad()
     voices: dict[str, Any] = {}
-    for speaker in split_speakers(list(utterances), config)["train"]:
+    for speaker in split_speakers(utterances, config)["train"]:
         segments, _ = speaker_segments(utterances[speaker], vad, max_s=MAX_SPEECH_S)
         if sum(segment.core_end - segment.core_start for segment in segments) > 5 * 16_000:
             voices[speaker] = segments

@@ -15,6 +15,7 @@ import numpy as np
 from voiceflow import rhythm, simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
+from voiceflow.corpora.heldout import held_out
 from voiceflow.corpora.read import (
     UNSPLIT,
     AudioPlace,
@@ -40,6 +41,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 
 MADE_SPLITS = ("train", "dev", "test")
+HELD_OUT = ("dev", "test")
 MAX_SPEECH_S = 240.0
 """Speech read of one speaker at most: enough for any conversation."""
 
@@ -53,43 +55,51 @@ MIN_PIECE_S = 10.0
 """What is left at the end of a conversation that is cut into pieces, if it is shorter, is not used."""
 
 
-def split_speakers(
-    speakers: Sequence[str], config: PrepareConfig, declared: Mapping[str, str] | None = None
-) -> dict[str, list[str]]:
+def split_speakers(utterances: Mapping[str, Sequence[Utterance]], config: PrepareConfig) -> dict[str, list[str]]:
     """Divide speakers among train, dev and test; none is in two.
 
+    Voices of `corpora.heldout` are in their split whatever comes with them, and the rest of a source that has such
+    voices for both splits trains. Then come splits that corpora have of their own; other speakers are drawn.
+
     Args:
-        speakers: All of them.
+        utterances: Those of each speaker.
         config: Seed and shares.
-        declared: Splits that corpora have of their own, by speaker; those speakers are not drawn for.
 
     Raises:
         DataError: Fewer than 8 speakers, so that no split could hold a conversation.
     """
-    if len(speakers) < 8:
-        raise DataError(f"{config.corpus}: expected at least 8 speakers to split, got {len(speakers)}")
-    declared = declared or {}
-    fixed = {split: sorted(name for name in speakers if declared.get(name) == split) for split in MADE_SPLITS}
-    speakers = [name for name in speakers if name not in declared]
-    if all(fixed.values()) and len(speakers) < 8:
-        return fixed | {"train": sorted([*fixed["train"], *speakers])}
-    eligible = [name for name in speakers if not re.search(config.heldout_exclude, name)]
-    if len(eligible) < 4:
-        raise DataError(
-            f"{config.corpus}: prepare.heldout_exclude leaves {len(eligible)} speakers to hold out; expected 4 or more"
-        )
-    shuffled = [str(name) for name in np.random.default_rng(config.seed).permutation(np.array(eligible))]
-    num_held = max(2, round(len(eligible) * config.heldout_fraction))
-    dev, test = shuffled[:num_held], shuffled[num_held : 2 * num_held]
-    held = set(dev) | set(test)
-    train = [name for name in speakers if name not in held]
+    if len(utterances) < 8:
+        raise DataError(f"{config.corpus}: expected at least 8 speakers to split, got {len(utterances)}")
+    known = held_out(utterances)
+    in_split = {split: {utterances[name][0].source for name in known if known[name] == split} for split in HELD_OUT}
+    divided = in_split["dev"] & in_split["test"]
+    declared = {name: spans[0].split for name, spans in utterances.items() if spans[0].split} | known
+    fixed = {split: [name for name in utterances if declared.get(name) == split] for split in MADE_SPLITS}
+    speakers = [name for name in utterances if name not in declared]
+    eligible = [
+        name
+        for name in speakers
+        if utterances[name][0].source not in divided and not re.search(config.heldout_exclude, name)
+    ]
+    held: dict[str, list[str]] = {"dev": [], "test": []}
+    if not (fixed["dev"] and fixed["test"]) or len(eligible) >= 8:
+        if len(eligible) < 4:
+            raise DataError(
+                f"{config.corpus}: prepare.heldout_exclude leaves {len(eligible)} speakers to hold out; "
+                "expected 4 or more"
+            )
+        shuffled = [str(name) for name in np.random.default_rng(config.seed).permutation(np.array(eligible))]
+        num_held = max(2, round(len(eligible) * config.heldout_fraction))
+        held = {"dev": sorted(shuffled[:num_held]), "test": sorted(shuffled[num_held : 2 * num_held])}
+    drawn = {*held["dev"], *held["test"]}
+    train = [name for name in speakers if name not in drawn]
     heard = np.random.default_rng((config.seed, 1)).permutation(len(train))[
         : max(8, round(config.train_share * len(train)))
     ]
     return {
         "train": [train[index] for index in sorted(heard)] + fixed["train"],
-        "dev": sorted(dev) + fixed["dev"],
-        "test": sorted(test) + fixed["test"],
+        "dev": held["dev"] + fixed["dev"],
+        "test": held["test"] + fixed["test"],
     }
 
 
@@ -129,8 +139,7 @@ def prepare(
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"expected a shard from 0 to {shard[1] - 1}, got {shard[0]}")
     utterances = read_utterances(corpus)
-    declared = {speaker: spans[0].split for speaker, spans in utterances.items() if spans[0].split}
-    splits = split_speakers(list(utterances), config, declared)
+    splits = split_speakers(utterances, config)
     plans = [
         plan
         for split, count in config.conversations.model_dump().items()

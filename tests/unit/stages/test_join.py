@@ -15,7 +15,7 @@ def test_shards_join_to_the_bytes_of_the_whole_though_voices_have_no_speech(para
     mute = tmp_path / "mute"
     shutil.copytree(corpus, mute)
     config = small(params).prepare
-    splits = split_speakers(list(read_utterances(corpus)), config)
+    splits = split_speakers(read_utterances(corpus), config)
     for speaker in (splits["test"][0], splits["train"][1]):
         path = next(iter(read_utterances(mute)[speaker])).place.path
         soundfile.write(path, np.zeros(soundfile.info(path).frames), 16_000)

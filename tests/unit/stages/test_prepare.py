@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+from pathlib import Path
 
 import lhotse
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 from conftest import files_of, small
 
 from voiceflow.audio import load_audio
-from voiceflow.corpora.read import read_utterances
+from voiceflow.corpora.read import AudioPlace, Utterance, read_utterances
 from voiceflow.errors import DataError
 from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
 from voiceflow.stages.prepare import prepare, split_speakers
@@ -31,16 +32,43 @@ def test_another_seed_gives_other_conversations(params, corpus, dataset, tmp_pat
 
 
 def test_no_speaker_is_in_two_splits(params, corpus):
-    splits = split_speakers(list(read_utterances(corpus)), small(params).prepare)
+    splits = split_speakers(read_utterances(corpus), small(params).prepare)
     assert (
         sum(len(names) for names in splits.values()) == len({name for names in splits.values() for name in names}) == 16
     )
 
 
+def voices(names, source="x", split=""):
+    place = AudioPlace(Path("none.flac"))
+    return {name: [Utterance(place, name, source=source, split=split)] for name in names}
+
+
+def test_voices_that_are_held_out_stay_so_whatever_comes_with_them(params):
+    """ls-150 and so-0044 are tested on, ls-163 and so-0005 chosen by, by whatever name they come."""
+    known = voices(["ls-150", "ls-163", "ls-19", "ls-26"], "LibriSpeech train-clean-100")
+    others = voices([f"so-{number:04d}" for number in (44, 5, 9999)], "speechocean762")
+    alone = split_speakers(known | others | voices(["gc-1", "gc-2"], "words"), params.prepare)
+    assert alone["dev"] == ["ls-163", "so-0005"]
+    assert alone["test"] == ["ls-150", "so-0044"]
+    assert set(alone["train"]) == {"ls-19", "ls-26", "so-9999", "gc-1", "gc-2"}
+    more = split_speakers(known | others | voices([f"mine-{number}" for number in range(40)], "mine"), params.prepare)
+    assert {"ls-163", "so-0005"} < set(more["dev"])
+    assert {"ls-150", "so-0044"} < set(more["test"])
+    assert {name for name in {*more["dev"], *more["test"]} if not name.startswith("mine-")} == {
+        *alone["dev"],
+        *alone["test"],
+    }
+    got = voices(["150", "163", "19", "26"], "librispeech", split="train") | voices("abcdefgh", "mine")
+    named_by_source = split_speakers(got, params.prepare)
+    assert "150" in named_by_source["test"]
+    assert "163" in named_by_source["dev"]
+    assert {"19", "26"} < set(named_by_source["train"])
+
+
 def test_fewer_voices_to_train_on_leave_those_held_out_alone(params):
-    names = [f"voice{number}" for number in range(60)]
+    names = [f"voice{number:02d}" for number in range(60)]
     whole, half = (
-        split_speakers(names, params.prepare.model_copy(update={"train_share": share})) for share in (1.0, 0.5)
+        split_speakers(voices(names), params.prepare.model_copy(update={"train_share": share})) for share in (1.0, 0.5)
     )
     assert half["dev"] == whole["dev"]
     assert half["test"] == whole["test"]
