@@ -25,6 +25,13 @@ SPECTRUM_S = 0.032
 EDGE_SHARE, EDGE_DB = 0.0625, 18.0
 """Width of the bands compared below and above an edge, of half the rate; and how far all that lies above must be
 below it: speech falls off by less."""
+EDGE_GUARD_HZ, EDGE_TOP_SHARE = 400.0, 0.97
+"""Filters are not steeper than this; nearer to half the rate there is too little above an edge to be looked at."""
+HISS_DB, FLOOR_DB, MIN_HISS_SHARE = 12.0, 10.0, 0.005
+"""A frame hisses with no less than this above an edge, below its voice, and so far above the floor; where this share of
+frames does, there is sound above the edge, and it is the voices that are dull."""
+QUANTISATION_POWER = 1.0 / 12.0 / 32768.0**2
+"""Of 16 bits, for samples within (-1, 1)."""
 HOLE_DB = 40.0
 """Codecs that run out of bits leave parts of the spectrum out: so far below what is usual there."""
 CLIP_RUN = 3
@@ -100,7 +107,8 @@ def band(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn] = ()) -> Ban
     """Where the spectrum breaks off, and what a codec has left out of it.
 
     A recording made at 8 kHz and stored at 16 kHz ends like a wall at 4 kHz; MP3 and Vorbis at low rates leave holes.
-    What a telephone does falls off more gently and is none of it. Opus above 8 kbit/s leaves no such traces. Holes
+    What a telephone does falls off more gently and is none of it. Opus above 8 kbit/s leaves no such traces. The vowels
+    of dull voices end like a wall, too, but their "s" and "f" lie above it, where a lower rate leaves nothing. Holes
     are looked for in what is said, where turns tell: a ringing tone has nothing between its harmonics either.
     """
     size = 1 << max(6, round(np.log2(SPECTRUM_S * rate_hz)))
@@ -117,6 +125,8 @@ def band(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn] = ()) -> Ban
     if not len(loud_TF) or not loud_TF.any():
         return Band(1.0, 0.0, 0.0)
     share, edge_db = _edge(10.0 * np.log10(loud_TF.mean(axis=0, dtype=np.float64) + 1e-14), hertz_F.astype(np.float64))
+    if edge_db and _hisses(power_TF, hertz_F, share * rate_hz / 2.0):
+        share, edge_db = 1.0, 0.0
     top_hz = min(share, 0.95) * rate_hz / 2.0 - 200.0
     upper_TF = loud_TF[:, (hertz_F >= 1000.0) & (hertz_F < top_hz)]
     usual_F = np.median(upper_TF, axis=0)
@@ -138,6 +148,19 @@ def _edge(spectrum_db_F: npt.NDArray[np.float64], hertz_F: npt.NDArray[np.float6
         if height_db > best and above_db_F.max() < below_db - EDGE_DB:
             best, where = height_db, hertz_F[index] / hertz_F[-1]
     return float(where), float(best)
+
+
+def _hisses(power_TF: FloatArray, hertz_F: npt.NDArray[np.float64], edge_hz: float) -> bool:
+    """Whether sounds come above an edge: in some frames, most of what there is, and not the same in all."""
+    if edge_hz > EDGE_TOP_SHARE * hertz_F[-1] - EDGE_GUARD_HZ:
+        return False
+    above_F = hertz_F >= edge_hz + EDGE_GUARD_HZ
+    above_T = power_TF[:, above_F].sum(axis=1)
+    below_T = power_TF[:, (hertz_F >= 200.0) & (hertz_F < edge_hz)].sum(axis=1)
+    quantised = QUANTISATION_POWER * above_F.sum() * float((np.hanning(2 * (len(hertz_F) - 1)) ** 2).sum())
+    floor = max(float(np.quantile(above_T, 0.1)), quantised)
+    hissing_T = (above_T > floor * 10.0 ** (FLOOR_DB / 10.0)) & (above_T > below_T * 10.0 ** (-HISS_DB / 10.0))
+    return float(hissing_T.mean()) >= MIN_HISS_SHARE
 
 
 def low_band_share(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -> float:
