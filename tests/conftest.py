@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import numpy as np
 import pytest
 
+from benchmarks.server import free_port
 from voiceflow.config import Params, load_params
 from voiceflow.runtime import StepModel, pretrained_path
 from voiceflow.simulation.speech import Segment
@@ -19,6 +21,26 @@ from voiceflow.simulation.voices import synthesise_corpus
 from voiceflow.stages.prepare import prepare
 
 REPO = Path(__file__).parent.parent
+PATIENCE_S = 600.0
+"""For what must come: only where it is broken does it take so long, however slow and busy the machine is."""
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], what: str = "what was awaited", *, patience_s: float = PATIENCE_S) -> T:
+    """Ask until the answer is true, and return it; what is not there yet (no connection, no file) is no answer.
+
+    In a coroutine: ``await asyncio.to_thread(eventually, probe)``.
+    """
+    deadline_s = time.monotonic() + patience_s
+    last: object = None
+    while time.monotonic() < deadline_s:
+        try:
+            if last := probe():
+                return last
+        except (OSError, httpx.HTTPError, LookupError) as err:
+            last = err
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come: {last!r}")
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +117,6 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, int]]]:
     """Start `python -m MODULE` as a real process; returns its HTTP and gRPC ports once it answers."""
@@ -117,15 +133,14 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPO, env=env)
         processes.append(process)
         logs.append(log.name)
-        for _ in range(600):
-            assert process.poll() is None, Path(log.name).read_text()[-2000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{http}{path}").status_code == 200:
-                    return http, grpc
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
-        raise AssertionError(f"{module} does not answer: {Path(log.name).read_text()[-2000:]}")
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"{module} ended: {Path(log.name).read_text()[-2000:]}")
+            return httpx.get(f"http://127.0.0.1:{http}{path}", timeout=20).status_code == 200
+
+        eventually(answers, f"{module} (log: {log.name})")
+        return http, grpc
 
     start.processes, start.logs = processes, logs
     yield start
@@ -133,7 +148,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         process.terminate()
     for process in processes:
         try:
-            process.wait(30)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
 
@@ -154,11 +169,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     except FileNotFoundError:
         pytest.skip("redis-server is missing: apt-get install redis-server")
-    for _ in range(100):
+
+    def listens() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    eventually(listens, "redis-server")
     yield f"redis://127.0.0.1:{port}/0"
     process.terminate()
     process.wait()

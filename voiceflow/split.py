@@ -4,6 +4,7 @@ A split is one JSON value in a file or in Redis; servers look at it each second 
 """
 
 import hashlib
+import zlib
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -38,6 +39,11 @@ class Split(Section):
     """Share of the champion's new streams whose audio the challenger hears as well; its answers are compared only."""
     withdrawn: list[str] = Field(default_factory=list)
     """Keys of models that must not answer any more: the champion takes their streams over."""
+
+    @property
+    def revision(self) -> int:
+        """A number that names it, exact as a float."""
+        return zlib.crc32(self.model_dump_json().encode())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

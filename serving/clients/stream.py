@@ -72,8 +72,8 @@ class StreamClient:
     closed: dict[str, Any] = field(default_factory=dict, init=False)
     reconnects: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
-    _answered_s: float = field(default=0.0, init=False)
-    """Of the present stream."""
+    answered_s: float = field(default=0.0, init=False)
+    """Audio that was acknowledged, of the present stream."""
 
     async def run(self, audio: np.ndarray | AsyncIterable[np.ndarray]) -> AsyncIterator[dict[str, Any]]:
         """Send mono float32 audio at 16 kHz, a recording or pieces as they are heard; yields `segment`,
@@ -97,7 +97,7 @@ class StreamClient:
                             token = message["resume_token"]
                             if token is None:
                                 offset_s, last_seq = offset_s + message["audio_s"], 0
-                                self._answered_s = 0.0
+                                self.answered_s = 0.0
                                 self.restarts += 1
                         else:
                             last_seq = max(last_seq, message["seq"])
@@ -105,8 +105,8 @@ class StreamClient:
                     return
                 except _CutOff as err:
                     if err.is_lost:
-                        token, offset_s, last_seq = None, offset_s + self._answered_s, 0
-                        self._answered_s = 0.0
+                        token, offset_s, last_seq = None, offset_s + self.answered_s, 0
+                        self.answered_s = 0.0
                         self.restarts += 1
                     now_s = time.monotonic()
                     cut_at = now_s if cut_at is None else cut_at
@@ -140,7 +140,7 @@ class StreamClient:
                         sender = asyncio.create_task(self._send(socket, tape, offset_s, message["audio_s"]))
                         yield message
                     elif kind == "ack":
-                        self._answered_s = message["audio_s"]
+                        self.answered_s = message["audio_s"]
                         self._acknowledged(tape, message["audio_s"], offset_s)
                     elif kind == "closed":
                         self.closed = {**message, "audio_s": message["audio_s"] + offset_s}

@@ -50,6 +50,11 @@ _LOST = Counter("voiceflow_lost_streams_total", "Streams that a model lost in a 
 IS_UP = Gauge(
     "voiceflow_variant_up", "Whether a variant can answer in every process.", ["variant"], multiprocess_mode="livemin"
 )
+SPLIT = Gauge(
+    "voiceflow_split_revision",
+    "Names the split that a process acts on: processes that show another number have not seen the same one.",
+    multiprocess_mode="liveall",
+)
 _HELD = Gauge("voiceflow_models_held", "Processes that hold a model.", _MODEL, multiprocess_mode="livesum")
 _SHADOWED = Gauge("voiceflow_shadowed_streams", "Streams that a model hears only.", _MODEL, multiprocess_mode="livesum")
 _COMPARED = Counter("voiceflow_shadow_speech_seconds_total", "Speech by the champion that both models heard.", _MODEL)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.transformer.engine import ENOUGH_STREAMS, Engine, Stream
-from serving.transformer.metrics import IS_UP, ModelMetrics
+from serving.transformer.metrics import IS_UP, SPLIT, ModelMetrics
 from serving.transformer.observer import FLUSH_S, Observer
 from voiceflow.config import StreamingConfig
 from voiceflow.errors import StreamError, VoiceflowError
@@ -348,6 +348,7 @@ class Variants:
         self._split = split
         if champion is not before:
             self.on_changed()
+        SPLIT.set(split.revision)
         logger.info(
             "models: %s",
             ", ".join(f"{variant.role} {variant.served.version or variant.served.key[:12]}" for variant in self.all),

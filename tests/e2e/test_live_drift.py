@@ -10,8 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.server import free_port
 from serving.clients.stream import StreamClient
-from tests.conftest import REPO, free_port
+from tests.conftest import REPO, eventually
 from voiceflow.adapters.drift_watch import Watch
 from voiceflow.adapters.stream_log import FolderLog
 from voiceflow.audio import file_digest
@@ -48,25 +49,13 @@ def test_servers_keep_statistics_of_streams_and_nothing_else(start_server, talk,
     command += ["--statistics", str(where), "--speed_limit", "0"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 200, "the server")
         for _ in range(3):
             client = StreamClient(f"ws://127.0.0.1:{port}/v1/stream", speed=0.0)
             assert list(client.run_blocking(talk))
             assert client.closed
-        found = []
-        for _ in range(100):
-            if where.is_dir():
-                found = FolderLog(where).last(10)
-            if len(found) == 3:
-                break
-            time.sleep(0.1)
-        assert len(found) == 3
+        eventually(lambda: where.is_dir() and len(FolderLog(where).last(10)) == 3, "statistics of three streams")
+        found = FolderLog(where).last(10)
         assert set(found[0]) == {"at", "model", "digest", "variant", "audio_s", *NAMES}
         assert file_digest(pretrained_path()).startswith(found[0]["digest"])
         assert len(found[0]["digest"]) == 16
@@ -76,7 +65,7 @@ def test_servers_keep_statistics_of_streams_and_nothing_else(start_server, talk,
         assert "voiceflow_observed_streams_total 3" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait()
 
 
 def test_without_an_address_nothing_is_kept(server):
@@ -126,10 +115,7 @@ def test_an_alert_trains_once_for_a_model_and_a_slice(tmp_path):
     )
     assert watch.alerted({"alerts": [{"status": "firing", "labels": {"alertname": "Other"}}]}) == "nothing to do"
     assert watch.alerted(firing) == "training"
-    for _ in range(100):
-        if mark.exists() and watch.alerted(firing).startswith("trained"):
-            break
-        time.sleep(0.05)
+    eventually(lambda: mark.exists() and watch.alerted(firing).startswith("trained"), "the training")
     assert watch.alerted(firing).startswith("trained for that already")
     assert mark.read_text() == "x"
     assert Watch(lambda: drifted, None, said.append).alerted(firing) == "no drift any more"
@@ -147,16 +133,12 @@ def test_the_watch_serves_metrics_and_answers_nonsense(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPO), "VOICEFLOW_HOME": str(tmp_path / "home")}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     try:
-        text = ""
-        for _ in range(600):
-            try:
-                text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-            except httpx.HTTPError:
-                text = ""
-            if 'voiceflow_drift_detected{slice="unknown"} 1.0' in text:
-                break
-            time.sleep(0.1)
-        assert 'voiceflow_drift_detected{slice="unknown"} 1.0' in text
+
+        def seen():
+            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text
+            return text if 'voiceflow_drift_detected{slice="unknown"} 1.0' in text else ""
+
+        text = eventually(seen, "the drift")
         assert 'voiceflow_drift_distance{statistic="snr_db"}' in text
         assert "voiceflow_drift_streams 100.0" in text
         assert httpx.post(f"http://127.0.0.1:{port}/alerts", content=b"{").status_code == 400
@@ -166,4 +148,4 @@ def test_the_watch_serves_metrics_and_answers_nonsense(tmp_path):
         assert "training is off" in httpx.post(f"http://127.0.0.1:{port}/alerts", json=firing).text
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait()

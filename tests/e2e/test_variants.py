@@ -3,8 +3,8 @@
 import asyncio
 import json
 import os
-import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +13,7 @@ import websockets
 
 from benchmarks.challengers import write_challenger
 from serving.clients.stream import StreamClient
+from tests.conftest import eventually
 from tests.e2e.test_streams import START, expected, url
 from voiceflow.adapters.splits import notes_at, read_split, write_split
 from voiceflow.audio import file_digest
@@ -21,6 +22,7 @@ from voiceflow.split import Served, Split, share_of
 
 pytestmark = pytest.mark.e2e
 ROLES = ("champion", "challenger", "previous", "withdrawn")
+WORKERS = 2
 SHADOW_METRICS = ("voiceflow_shadow_error_seconds_total", "voiceflow_shadow_speech_seconds_total")
 
 
@@ -39,33 +41,44 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rollout(start_server, tmp_path_factory):
     """A server of two workers that reads a split, and what changes that."""
-    return Rollout(start_server, tmp_path_factory.mktemp("split") / "split.json", "--workers", "2")
+    path = tmp_path_factory.mktemp("split") / "split.json"
+    return Rollout(start_server, path, "--workers", str(WORKERS), workers=WORKERS)
 
 
 class Rollout:
     """A server that reads a split, and the means to change that."""
 
-    def __init__(self, start_server, path, *arguments, env=None):
+    def __init__(self, start_server, path, *arguments, env=None, workers=1):
         self.notes = notes_at(str(path))
         self.port = start_server("serving.transformer", "--split", str(path), *arguments, env=env)[0]
+        self.log = Path(start_server.logs[-1])
+        self.workers = workers
         self.champion = Served(uri="pretrained", digest=self.model()["variants"][0]["key"])
 
     def model(self):
         return httpx.get(f"http://127.0.0.1:{self.port}/v1/model").json()
 
     def split(self, **changes):
-        write_split(self.notes, Split(**{"champion": self.champion, **changes}))
-        time.sleep(3.5)  # both workers look once a second, and load what is new
+        """Change the split, and wait until every worker acts on it."""
+        split = Split(**{"champion": self.champion, **changes})
+        write_split(self.notes, split)
+        eventually(
+            lambda: self.values("voiceflow_split_revision") == [float(split.revision)] * self.workers,
+            "the split in every worker",
+        )
+
+    def values(self, name, *labels):
+        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=60).text
+        lines = [line for line in text.splitlines() if line.startswith(name) and all(one in line for one in labels)]
+        return [float(line.rsplit(" ", 1)[1]) for line in lines]
 
     def metric(self, name, variant):
-        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
-        lines = [line for line in text.splitlines() if line.startswith(name) and f'variant="{variant}"' in line]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return sum(self.values(name, f'variant="{variant}"'))
 
 
-async def follow(port, samples, speed=0.0):
+async def follow(port, samples, client=None):
     """A client's messages; each is of the model that the client was told of last."""
-    client, messages, model = StreamClient(url(port), speed=speed), [], None
+    client, messages, model = client or StreamClient(url(port), speed=0.0), [], None
     async for message in client.run(samples):
         model = model or client.started["model"]
         if message["type"] == "model_changed":
@@ -76,13 +89,36 @@ async def follow(port, samples, speed=0.0):
     return client, messages
 
 
+TRICKLE_S = 20.0
+
+
 @asynccontextmanager
-async def paced(port, samples, number):
-    """So many clients that stream as people speak, and what they were told in the end."""
-    tasks = [asyncio.create_task(follow(port, samples, 1.0)) for _ in range(number)]
-    await asyncio.sleep(4.0)
+async def held(port, samples, number, *, at_s=4.0):
+    """So many clients that have said their first seconds and say no more than a word now and then, so that they are not
+    idle, until what is done meanwhile is done; and what they were told in the end."""
+    go_on = asyncio.Event()
+
+    async def speech():
+        begin, step = round(at_s * 16_000), 1280
+        yield samples[:begin]
+        while begin < len(samples):
+            if not go_on.is_set():
+                await asyncio.wait([waiting], timeout=TRICKLE_S)
+            yield samples[begin : begin + step]
+            begin += step
+
+    waiting = asyncio.create_task(go_on.wait())
+    clients = [StreamClient(url(port)) for _ in range(number)]
+    tasks = [asyncio.create_task(follow(port, speech(), client)) for client in clients]
+
+    def all_heard():
+        assert not any(task.done() for task in tasks), [task.exception() for task in tasks if task.done()]
+        return all(client.answered_s > at_s / 2 for client in clients)
+
+    await asyncio.to_thread(eventually, all_heard, "the first words of all clients")
     yield tasks
-    await asyncio.gather(*tasks)
+    go_on.set()
+    await asyncio.gather(*tasks, waiting)
 
 
 def finals(messages):
@@ -118,7 +154,7 @@ def test_weights_change_without_touching_open_streams(rollout, served, model, ta
     rollout.split(challenger=served["good"], weight=1.0)
 
     async def run():
-        async with paced(rollout.port, talk, 6) as before:
+        async with held(rollout.port, talk, 6) as before:
             await asyncio.to_thread(rollout.split, challenger=served["good"], weight=0.0)
             client, _ = await follow(rollout.port, talk[:32_000])
             assert client.started["model"]["variant"] == "champion"
@@ -135,9 +171,7 @@ def test_streams_of_a_challenger_that_fails_go_on_with_the_champion(rollout, ser
     rollout.split(challenger=served["failing"], weight=1.0)
 
     async def run():
-        async with paced(rollout.port, talk, 6) as tasks:
-            pass
-        return [task.result() for task in tasks]
+        return await asyncio.gather(*(follow(rollout.port, talk) for _ in range(6)))
 
     for client, messages in asyncio.run(run()):
         changes = [message for message in messages if message["type"] == "model_changed"]
@@ -159,7 +193,7 @@ def test_streams_of_a_withdrawn_model_go_on_with_the_champion(rollout, served, m
     rollout.split(challenger=good, weight=1.0)
 
     async def run():
-        async with paced(rollout.port, talk, 6) as tasks:
+        async with held(rollout.port, talk, 6) as tasks:
             await asyncio.to_thread(rollout.split, withdrawn=[good.key])
             client, _ = await follow(rollout.port, talk[:32_000])
             assert client.started["model"]["variant"] == "champion"
@@ -175,6 +209,7 @@ def test_streams_of_a_withdrawn_model_go_on_with_the_champion(rollout, served, m
         assert early == [turn for turn in whole if turn[1] < change["at_s"] - 1.0]
         labels = {turn[2] for turn in whole}
         assert set(change["speakers"]) <= labels
+    eventually(lambda: rollout.metric("voiceflow_models_held", "withdrawn") == 0, "the end of the withdrawn model")
     assert [row["variant"] for row in rollout.model()["variants"]] == ["champion"]
 
 
@@ -184,18 +219,21 @@ def test_what_a_shadow_says_is_compared_and_never_sent(rollout, served, model, t
         rollout.split(challenger=served[kind], shadow=1.0)
         before = [rollout.metric(name, "challenger") for name in SHADOW_METRICS]
 
-        async def run():
-            async with paced(rollout.port, talk, 4) as tasks:
-                pass
-            return [task.result() for task in tasks]
+        def compared(before=before):
+            """Seconds of error and of speech, once much was compared."""
+            counted = np.subtract([rollout.metric(name, "challenger") for name in SHADOW_METRICS], before)
+            return tuple(counted) if counted[1] > 10.0 else ()
 
-        for client, messages in asyncio.run(run()):
+        async def run(compared=compared):
+            async with held(rollout.port, talk, 4, at_s=9.0) as tasks:
+                counted = await asyncio.to_thread(eventually, compared, "the comparison with the shadow")
+            return counted, [task.result() for task in tasks]
+
+        (error_s, speech_s), answers = asyncio.run(run())
+        for client, messages in answers:
             assert client.started["model"]["variant"] == "champion"
             assert {message["variant"] for message in messages} == {"champion"}
             assert finals(messages) == expected(model, talk)
-        after = [rollout.metric(name, "challenger") for name in SHADOW_METRICS]
-        error_s, speech_s = np.subtract(after, before)
-        assert speech_s > 10.0
         shares[kind] = error_s / speech_s
     assert shares["good"] == 0.0
     assert shares["flipping"] > 0.3
@@ -206,13 +244,17 @@ def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_stream
     rollout.split(challenger=good, weight=0.0, shadow=1.0)
 
     async def run():
-        async with paced(rollout.port, talk, 4) as tasks:
+        async with held(rollout.port, talk, 4) as tasks:
             await asyncio.to_thread(rollout.split, champion=good)
-            assert [row["variant"] for row in rollout.model()["variants"]][:2] == ["champion", "previous"]
+            # The worker that is asked may have none of the four streams, and none of the model before then.
+            roles = [[row["variant"] for row in rollout.model()["variants"]][:2] for _ in range(20)]
+            assert ["champion", "previous"] in roles
             # What it heard as a shadow is over.
-            assert {
-                variant: rollout.metric("voiceflow_shadowed_streams", variant) for variant in ROLES
-            } == dict.fromkeys(ROLES, 0.0)
+            await asyncio.to_thread(
+                eventually,
+                lambda: not any(rollout.metric("voiceflow_shadowed_streams", variant) for variant in ROLES),
+                "the end of the shadows",
+            )
             client, _ = await follow(rollout.port, talk[:32_000])
             assert client.started["model"]["version"] == "9.0.0+good"
             assert client.started["model"]["variant"] == "champion"
@@ -222,7 +264,7 @@ def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_stream
         assert client.started["model"]["version"] == model.metadata.version
         assert not any(message["type"] == "model_changed" for message in messages)
         assert finals(messages) == expected(model, talk)
-    time.sleep(0.5)
+    eventually(lambda: rollout.metric("voiceflow_models_held", "previous") == 0, "the end of the model before")
     told = rollout.model()
     assert [row["variant"] for row in told["variants"]] == ["champion"]
     assert told["version"] == "9.0.0+good"
@@ -243,7 +285,7 @@ def test_what_cannot_be_loaded_is_told_and_the_champion_goes_on(rollout, served,
     client, _ = asyncio.run(follow(rollout.port, talk[:32_000]))
     assert client.started["model"]["variant"] == "champion"
     rollout.notes.put("", '{"champion": {"uri": "pretrained"}, "weigth": 1}')
-    time.sleep(1.5)
+    eventually(lambda: rollout.log.read_text().count("models stay as they are") >= WORKERS, "what is said of it")
     assert asyncio.run(follow(rollout.port, talk[:32_000]))[0].started["model"]["variant"] == "champion"
     with pytest.raises(ConfigError, match="weigth"):
         read_split(rollout.notes)
@@ -264,9 +306,10 @@ def test_a_stream_that_is_resumed_where_its_model_is_not_goes_on_with_the_champi
         started = json.loads(await socket.recv())
         assert started["model"]["variant"] == "challenger"
         await socket.send(pcm[: 6 * 32_000])
-        await asyncio.sleep(1.0)
+        [before] = one.values("voiceflow_checkpoints_total")
         await socket.close()
-        await asyncio.sleep(1.0)
+        saved = lambda: one.values("voiceflow_checkpoints_total") > [before]  # noqa: E731
+        await asyncio.to_thread(eventually, saved, "the stream in the store")
         socket = await websockets.connect(url(other))
         await socket.send(json.dumps(START | {"resume_token": started["resume_token"]}))
         again = json.loads(await socket.recv())

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
 
-from tests.conftest import free_port
+from benchmarks.server import free_port
+from tests.conftest import eventually
 from voiceflow.adapters.data_versions import fetch
 from voiceflow.errors import PlatformError
 
@@ -24,12 +24,7 @@ def s3(tmp_path_factory):
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
     )
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            if httpx.put(f"{url}/{BUCKET}").status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.1)
+    eventually(lambda: httpx.put(f"{url}/{BUCKET}", timeout=20).status_code == 200, "moto's S3")
     yield url
     process.terminate()
     process.wait()
