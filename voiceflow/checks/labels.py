@@ -22,6 +22,8 @@ EVIDENCE_S = 60.0
 """Of shorter recordings the fit of turns to levels counts for less."""
 MIN_TURNS = 5
 """Fewer fit to any noise somewhere."""
+MIN_CONTRAST_S, AFTER_TURN_S = 2.0, 0.2
+"""Speech and its absence that are needed to compare their levels; what follows a turn is its echo."""
 CHANNEL_GAIN_DB = 6.0
 """One channel fits the turns so much better than the mix of all: the turns are of it alone."""
 SILENT_CHANNEL_DB = 50.0
@@ -53,11 +55,12 @@ def true_units(turns: Sequence[Turn], duration_s: float) -> tuple[list[Turn], st
 
 
 def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
-    """Median level inside turns less that outside, or None where one of them is under a second."""
+    """Median level inside turns less that outside, or None where there is too little of one of them."""
     speech_T = labelled(len(level_db_T), turns)
-    if speech_T.sum() < FRAMES_PER_S or (~speech_T).sum() < FRAMES_PER_S:
+    silent_T = ~labelled(len(level_db_T), [replace(turn, end_s=turn.end_s + AFTER_TURN_S) for turn in turns])
+    if min(speech_T.sum(), silent_T.sum()) < MIN_CONTRAST_S * FRAMES_PER_S:
         return None
-    return float(np.median(level_db_T[speech_T]) - np.median(level_db_T[~speech_T]))
+    return float(np.median(level_db_T[speech_T]) - np.median(level_db_T[silent_T]))
 
 
 def wrong_channel(samples_NC: FloatArray, rate_hz: int, turns: Sequence[Turn], mix_db: float | None) -> str:

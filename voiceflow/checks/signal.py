@@ -39,6 +39,9 @@ CLIP_RUN = 3
 CLIP_MIN_PEAK = 0.02
 DROPOUT_S = 0.04
 """Exact zeros for so long inside speech were not recorded, but lost."""
+BESIDE_DROPOUT_S, BESIDE_DROPOUT_DB, LEAST_BESIDE = 0.01, -30.0, 8.0 / 32768.0
+"""Sound that is cut off lies so close to what is lost, and is as loud as this, relative to all speech and at least; what
+fades into zeros was quieter than 16 bits can tell."""
 
 
 class Band(NamedTuple):
@@ -91,8 +94,8 @@ def runs(mask_N: BoolArray) -> npt.NDArray[np.int64]:
 
 
 def dropout_s(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -> float:
-    """Seconds of exact zeros inside turns, of stretches of `DROPOUT_S` or more; their first and last 0.1 s are not
-    looked at, for turns are not that exact."""
+    """Seconds of exact zeros inside turns, of stretches of `DROPOUT_S` or more that cut a sound off; the first and last
+    0.1 s of turns are not looked at, for turns are not that exact."""
     zeros_R2 = runs(samples_N == 0.0)
     zeros_R2 = zeros_R2[zeros_R2[:, 1] - zeros_R2[:, 0] >= DROPOUT_S * rate_hz]
     if not len(zeros_R2):
@@ -100,7 +103,17 @@ def dropout_s(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -> flo
     inside_N = np.zeros(len(samples_N), np.bool_)
     for turn in turns:
         inside_N[int((turn.start_s + 0.1) * rate_hz) : max(0, int((turn.end_s - 0.1) * rate_hz))] = True
-    return float(sum(inside_N[start:end].sum() for start, end in zeros_R2)) / rate_hz
+    beside = max(1, int(BESIDE_DROPOUT_S * rate_hz))
+    loud = max(_rms(samples_N[inside_N]) * 10.0 ** (BESIDE_DROPOUT_DB / 20.0), LEAST_BESIDE)
+    lost = 0
+    for start, end in zeros_R2:
+        if max(_rms(samples_N[max(0, start - beside) : start]), _rms(samples_N[end : end + beside])) > loud:
+            lost += int(inside_N[start:end].sum())
+    return lost / rate_hz
+
+
+def _rms(samples_N: FloatArray) -> float:
+    return float(np.sqrt(np.mean(samples_N**2, dtype=np.float64))) if len(samples_N) else 0.0
 
 
 def band(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn] = ()) -> Band:

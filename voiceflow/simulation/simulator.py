@@ -33,6 +33,9 @@ GATE_S = 0.3
 """A gate closes so long after the last word."""
 RAMP_S = 0.01
 """Resolution of levels that change."""
+STEP = 1.0 / 32768.0
+"""Of 16 bits: what is quieter than half of it would become digital silence between words."""
+MAX_QUIET_SHARE = 0.01
 
 
 class Simulator:
@@ -88,6 +91,7 @@ class Simulator:
         mixed_N *= np.float32(level / np.sqrt(power))
         if rng.random() < variety.level_change_share:
             _change_level(rng, mixed_N)
+        _keep_audible(plan.seed, mixed_N)
         samples_N = self._through_codec(rng, limited(mixed_N), plan.condition)
         merged = merge_turns(turns, max_gap_s=BRIDGED_PAUSE_S)
         return Conversation(samples_N, [turn for turn in merged if turn.duration_s >= MIN_TURN_S], style)
@@ -300,6 +304,13 @@ def _gate(mixed_N: FloatArray, spans: Sequence[Span]) -> None:
     for span in spans:
         silent_N[max(0, span.start - near) : span.end + near] = False
     mixed_N[silent_N] = 0.0
+
+
+def _keep_audible(seed: Sequence[int], mixed_N: FloatArray) -> None:
+    """Give a converter's own noise to what is quieter than 16 bits can tell; what a gate has closed stays closed."""
+    if np.count_nonzero(np.abs(mixed_N) < STEP / 2) > MAX_QUIET_SHARE * len(mixed_N):
+        noise_N = np.random.default_rng((*seed, 16)).standard_normal(len(mixed_N), dtype=np.float32) * np.float32(STEP)
+        mixed_N[mixed_N != 0.0] += noise_N[mixed_N != 0.0]
 
 
 def _change_level(rng: Generator, mixed_N: FloatArray) -> None:
