@@ -72,7 +72,11 @@ class DataRefusedError(DataError):
 
     def __str__(self) -> str:
         listed = "\n".join(f"  - {fault}" for fault in self.faults)
-        return f"the data was refused for {len(self.faults)} fault(s):\n{listed}\nfull report: {self.report}"
+        return (
+            f"the data was refused for {len(self.faults)} fault(s):\n{listed}\nfull report: {self.report}\n"
+            "what to do: look at the report; mend those recordings or take them away; or leave them out with "
+            "`validate.quarantine: true` in params.yaml; or make a rule a warning under `validate.severity`"
+        )
 
 
 class ModelError(VoiceflowError):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.checks.signal import FRAMES_PER_S, FloatArray, labelled, levels_db
+from voiceflow.checks.signal import FRAMES_PER_S, FloatArray, labelled, levels_db, runs
 from voiceflow.turns import Turn
 
 LevelArray = npt.NDArray[np.float64]
@@ -24,6 +24,8 @@ MIN_TURNS = 5
 """Fewer fit to any noise somewhere."""
 MIN_CONTRAST_S, AFTER_TURN_S = 2.0, 0.2
 """Speech and its absence that are needed to compare their levels; what follows a turn is its echo."""
+NEAR_S, MIN_NEAR_S = 2.0, 0.2
+"""A pause is compared with speech so near to it, for levels change; with less of it, it is left out."""
 CHANNEL_GAIN_DB = 6.0
 """One channel fits the turns so much better than the mix of all: the turns are of it alone."""
 SILENT_CHANNEL_DB = 50.0
@@ -55,12 +57,22 @@ def true_units(turns: Sequence[Turn], duration_s: float) -> tuple[list[Turn], st
 
 
 def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
-    """Median level inside turns less that outside, or None where there is too little of one of them."""
+    """Level inside turns less that of the pauses near them, the median over pauses by their length; None where there is
+    too little of one of them."""
     speech_T = labelled(len(level_db_T), turns)
     silent_T = ~labelled(len(level_db_T), [replace(turn, end_s=turn.end_s + AFTER_TURN_S) for turn in turns])
-    if min(speech_T.sum(), silent_T.sum()) < MIN_CONTRAST_S * FRAMES_PER_S:
+    near = int(NEAR_S * FRAMES_PER_S)
+    found: list[tuple[float, int]] = []
+    for start, end in runs(silent_T):
+        around = slice(max(0, start - near), end + near)
+        speech_db = level_db_T[around][speech_T[around]]
+        if len(speech_db) >= MIN_NEAR_S * FRAMES_PER_S:
+            found.append((float(np.median(speech_db) - np.median(level_db_T[start:end])), int(end - start)))
+    if min(int(speech_T.sum()), sum(length for _, length in found)) < MIN_CONTRAST_S * FRAMES_PER_S:
         return None
-    return float(np.median(level_db_T[speech_T]) - np.median(level_db_T[silent_T]))
+    found.sort()
+    lengths = np.cumsum([length for _, length in found])
+    return found[int(np.searchsorted(lengths, lengths[-1] / 2))][0]
 
 
 def wrong_channel(samples_NC: FloatArray, rate_hz: int, turns: Sequence[Turn], mix_db: float | None) -> str:

@@ -40,8 +40,8 @@ CLIP_MIN_PEAK = 0.02
 DROPOUT_S = 0.04
 """Exact zeros for so long inside speech were not recorded, but lost."""
 BESIDE_DROPOUT_S, BESIDE_DROPOUT_DB, LEAST_BESIDE = 0.01, -30.0, 8.0 / 32768.0
-"""Sound that is cut off lies so close to what is lost, and is as loud as this, relative to all speech and at least; what
-fades into zeros was quieter than 16 bits can tell."""
+"""Sound that is cut off lies so close to what is lost, and is as loud as this, relative to all speech and at least:
+what fades into zeros was quieter than 16 bits can tell."""
 
 
 class Band(NamedTuple):
@@ -138,7 +138,7 @@ def band(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn] = ()) -> Ban
     if not len(loud_TF) or not loud_TF.any():
         return Band(1.0, 0.0, 0.0)
     share, edge_db = _edge(10.0 * np.log10(loud_TF.mean(axis=0, dtype=np.float64) + 1e-14), hertz_F.astype(np.float64))
-    if edge_db and _hisses(power_TF, hertz_F, share * rate_hz / 2.0):
+    if edge_db and _hisses(power_TF, hertz_F.astype(np.float64), share * rate_hz / 2.0):
         share, edge_db = 1.0, 0.0
     top_hz = min(share, 0.95) * rate_hz / 2.0 - 200.0
     upper_TF = loud_TF[:, (hertz_F >= 1000.0) & (hertz_F < top_hz)]

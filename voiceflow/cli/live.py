@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -315,49 +316,83 @@ def _fast_loop() -> Any:
     return uvloop.new_event_loop
 
 
+DEMO_S = 30.0
+"""So much of a conversation is streamed."""
+START_S = 300.0
+"""A server that is not broken is there before, on any machine."""
+
+
 @bench_app.command("demo", hidden=True)
 def demo(
     dataset: Annotated[Path | None, typer.Option(help="A prepared dataset; by default that of the last run.")] = None,
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8080,
 ) -> None:
-    """What `make run` shows after the pipeline: a server, and a held-out conversation streamed to it live."""
+    """What `make run` shows after the pipeline: a server, and half a minute of a held-out conversation streamed to it.
+
+    Where no run has come to its end, the shipped model hears the conversation that ships with it.
+    """
     import httpx
 
     from voiceflow.adapters.home import home
-    from voiceflow.stages.dataset import read_recordings
 
-    if dataset is None:
-        dataset = Path(json.loads((home() / "last-run.json").read_text(encoding="utf-8"))["dataset"])
-    recording = next(row for row in read_recordings(dataset, "test") if len(row.speakers) == 2)
+    last = home() / "last-run.json"
+    if dataset is None and last.is_file():
+        dataset = Path(json.loads(last.read_text(encoding="utf-8"))["dataset"])
     command = [sys.executable, "-m", "voiceflow.cli", "serve", "--http-port", str(port), "--grpc-port", str(port + 1)]
-    with Path(os.devnull).open("wb") as null, subprocess.Popen(command, stdout=null, stderr=null) as server:
+    command += ["--model", "champion" if dataset is not None else "pretrained"]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Path(os.devnull).open("wb") as null,
+        subprocess.Popen(command, stdout=null, stderr=null) as server,
+    ):
         try:
-            for _ in range(300):
+            name, audio, turns = _demo_talk(dataset, Path(scratch))
+            deadline_s = time.monotonic() + START_S
+            while True:
                 if server.poll() is not None:
                     raise PlatformError(
-                        f"the server ended at once; run `voiceflow serve --http-port {port}` to see why"
+                        f"the server ended at once; is port {port} or {port + 1} taken? `make run PORT=9000` takes "
+                        f"others, `voiceflow serve --http-port {port}` says why"
                     )
                 try:
                     health = httpx.get(f"http://127.0.0.1:{port}/health").json()
                     break
                 except (httpx.HTTPError, ValueError):
+                    if time.monotonic() > deadline_s:
+                        raise PlatformError(f"no server on port {port} after {START_S:g} s") from None
                     time.sleep(0.2)
-            else:
-                raise PlatformError(f"no server on port {port} after 60 s; is the port taken?")
             told = health["model"]
             out.print(
-                f"\nserving {told['name']} {told['version']} ({told['precision']}); "
-                f"streaming {recording.name} as if spoken now\n"
+                f"\nserving {told['name']} {told['version']} ({told['precision']}); streaming {name} as if spoken now\n"
             )
             stream(
-                str(dataset / recording.audio),
+                str(audio),
                 url=f"ws://127.0.0.1:{port}/v1/stream",
                 latency=1.04,
                 max_speakers=None,
                 speed=1.0,
                 api_key=None,
-                reference=dataset / recording.rttm,
+                reference=turns,
                 json_=False,
             )
         finally:
             server.terminate()
+
+
+def _demo_talk(dataset: Path | None, scratch: Path) -> tuple[str, Path, Path]:
+    """Name, audio and turns of what is streamed."""
+    from voiceflow.audio import write_flac
+    from voiceflow.runtime import pretrained_path
+    from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
+    from voiceflow.timebase import seconds_to_samples
+    from voiceflow.turns import to_rttm, turns_within
+
+    if dataset is None:
+        audio = pretrained_path().with_name("sample.flac")
+        return "a conversation of two espeak-ng voices", audio, audio.with_suffix(".rttm")
+    recording = next(row for row in read_recordings(dataset, "test") if len(row.speakers) == 2)
+    audio = scratch / f"{recording.name}.flac"
+    write_flac(audio, read_samples(dataset, recording)[: seconds_to_samples(DEMO_S)])
+    turns = turns_within(read_turns(dataset, recording), 0.0, DEMO_S)
+    audio.with_suffix(".rttm").write_text(to_rttm(turns, recording=recording.name), encoding="utf-8")
+    return recording.name, audio, audio.with_suffix(".rttm")

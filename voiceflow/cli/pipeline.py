@@ -23,6 +23,8 @@ HISTORY = "runs.jsonl"
 """Below the pipelines' folder: what finished steps depended on."""
 SECTIONS = ("prepare", "validate", "train", "evaluate", "export", "latency", "promote")
 STAGES = ("prepare", "join", "validate", "train", "evaluate", "export", "latency", "promote")
+ADVICE = "what to do: mend that and run the command again; steps that have ended well are not run again"
+"""Where a step that failed does not say it itself."""
 
 
 def run(
@@ -231,7 +233,9 @@ def run_locally(arguments: dict[str, Any], *, quiet: bool = False) -> dict[str, 
     note_run(root / HISTORY, arguments, STAGES if failure is None else STAGES[:last_begun])
     if failure is not None:
         failed = ran[-1] if ran else STAGES[0]
-        raise PlatformError(f"step {failed} failed: {_last_words(log) or failure}\nfull log: {log}")
+        words = _last_words(log) or str(failure)
+        advice = "" if "what to do:" in words else f"\n{ADVICE}"
+        raise PlatformError(f"step {failed} failed: {words}\nfull log: {log}{advice}")
     folder = next(Path(e["folder"]) for e in happened if e["stage"] == "promote" and e["event"] == "result")
     reports = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -321,7 +325,7 @@ def _last_words(log: Path) -> str:
             words = [line[line.index("voiceflow.errors.") :].split(":", 1)[-1].strip()]
             for follower in lines[number + 1 :]:
                 text = follower.strip()
-                if not (text.startswith("- ") or text.startswith("full report")):
+                if not text.startswith(("- ", "full report", "what to do")):
                     break
                 words.append(f"  {text}")
             return "\n".join(words)
