@@ -23,7 +23,7 @@ EVIDENCE_S = 60.0
 MIN_TURNS = 5
 """Fewer fit to any noise somewhere."""
 MIN_CONTRAST_S, AFTER_TURN_S = 2.0, 0.2
-"""Speech and its absence that are needed to compare their levels; what follows a turn is its echo."""
+"""Speech and its absence that are needed to compare turns with levels; what follows a turn is its echo."""
 NEAR_S, MIN_NEAR_S = 2.0, 0.2
 """A pause is compared with speech so near to it, for levels change; with less of it, it is left out."""
 CHANNEL_GAIN_DB = 6.0
@@ -114,7 +114,8 @@ def label_lag(level_db_T: LevelArray, turns: Sequence[Turn]) -> Lag:
     """
     nothing = Lag(0.0, 0.0, 0.0)
     speech_T = labelled(len(level_db_T), turns).astype(np.float64)
-    if len(turns) < MIN_TURNS or len(speech_T) < 6 * FRAMES_PER_S or not 0.02 < speech_T.mean() < 0.98:
+    least = min(speech_T.sum(), (1.0 - speech_T).sum())
+    if len(turns) < MIN_TURNS or len(speech_T) < 6 * FRAMES_PER_S or least < MIN_CONTRAST_S * FRAMES_PER_S:
         return nothing
     low_db, high_db = np.quantile(level_db_T, [0.1, 0.95])
     loud_T = np.clip((level_db_T - low_db) / max(high_db - low_db, 6.0), 0.0, 1.0)
