@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROFILE ?= quick
 PORT ?= 8080
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= true
@@ -64,7 +65,7 @@ intro:
 
 test: setup tools ## All tests, lint, types and import contracts
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 fmt: setup ## Format the code
 	$(BIN)/ruff format .

@@ -14,7 +14,7 @@ PACKET_S = 0.1
 SLOTS = 10
 """Packets of a tenth of a second are sent in so many turns."""
 START = json.dumps({"type": "start", "audio": {"encoding": "pcm_s16le", "sample_rate": 16_000, "channels": 1}})
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 AGAIN_S = 1.0
 
 
@@ -159,9 +159,14 @@ class Callers:
 
     async def _connect(self, call: Call) -> None:
         try:
-            await ws_connect(lambda: call, f"{self.url}/v1/stream", websocket_handshake_timeout=20)
+            await ws_connect(lambda: call, f"{self.url}/v1/stream", websocket_handshake_timeout=PATIENCE_S)
         except Exception as err:
             call.fault, call.is_closed = f"no connection: {err}", True
+
+    @property
+    def num_begun(self) -> int:
+        """Calls at a time that have begun by now, at most."""
+        return sum(call is not None and bool(call.models) for call in self._calls)
 
     # what came of them
 

@@ -23,6 +23,7 @@ from benchmarks.callers import Callers
 from benchmarks.challengers import write_challenger
 from benchmarks.promotions import MlflowServer
 from benchmarks.server import Server, free_port, wait_for
+from voiceflow.adapters.splits import notes_at, read_split
 from voiceflow.audio import file_digest
 from voiceflow.config import Params
 from voiceflow.stages.promote import ensure_champion
@@ -182,7 +183,8 @@ class Stage:
         thread.start()
         self._stack.callback(thread.join)
         self._stack.callback(self.callers.stop)
-        time.sleep(length_s[1] + 2.0)
+        # Some of them are between two calls, or were told to come again.
+        self._until(lambda: self.callers.num_begun >= 0.8 * streams)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -235,7 +237,7 @@ class Stage:
                 break
             time.sleep(START_AGAIN_S)
         outcome.seconds = time.monotonic() - began_s
-        time.sleep(5.0)  # servers look once a second; whoever is moved is told
+        self._until(self._is_settled)
         journal = json.loads((self.folder / "split.json.journal").read_text())
         outcome.status, outcome.why = journal["status"], journal["why"] or complaint.strip()
         outcome.told = self.callers.since(began_s)
@@ -248,6 +250,23 @@ class Stage:
             f"{row.get('variant', 'failed')} {row.get('version', row['key'])}" for row in model["variants"]
         ]
         return outcome
+
+    def _until(self, probe: Callable[[], bool]) -> None:
+        began_s = time.monotonic()
+        while not probe():
+            if time.monotonic() - began_s > STUCK_S:
+                raise RuntimeError(f"{probe} did not come; see {self.server.log}")
+            time.sleep(0.2)
+
+    def _is_settled(self) -> bool:
+        """Whether all processes act on the split that there is now, and hold no model but the champion."""
+        split = read_split(notes_at(str(self.split)))
+        assert split is not None
+        metrics = self.server.metrics()
+        revisions = {value for name, value in metrics.items() if name.startswith("voiceflow_split_revision")}
+        held = {name: value for name, value in metrics.items() if name.startswith("voiceflow_models_held")}
+        others = sum(value for name, value in held.items() if 'variant="champion"' not in name)
+        return revisions == {float(split.revision)} and (others == 0 or split.challenger is not None)
 
     def controller(self) -> "subprocess.Popen[str]":
         """Start one."""

@@ -13,6 +13,7 @@ import pytest
 import websockets
 
 from serving.clients.stream import StreamClient
+from tests.conftest import PATIENCE_S, eventually
 from tests.e2e.test_streams import START, url
 from voiceflow.errors import PlatformError
 
@@ -160,14 +161,21 @@ def test_who_does_not_read_is_told_and_closed(server, talk):
         )
         writer.write(frame(1, json.dumps(START | {"ack": True}).encode()))
         packets = b"".join(frame(2, pcm[i : i + 16]) for i in range(0, 16_000, 16))
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            for _ in range(36):
-                writer.write(packets)
-                await asyncio.wait_for(writer.drain(), 2.0)
-                await asyncio.sleep(0.25)
+
+        def is_told():
+            return "slow_reader" in httpx.get(f"http://127.0.0.1:{server}/metrics", timeout=60).text
+
+        for _ in range(60):  # seconds at most; what the server does not take waits here
+            if await asyncio.to_thread(is_told):
+                break
+            writer.write(packets)
+            await asyncio.sleep(0.2)
+        await asyncio.to_thread(eventually, is_told, "what the server says of it")
         everything = b""
-        while data := await asyncio.wait_for(reader.read(65_536), 20):
-            everything += data
+        with contextlib.suppress(ConnectionError):  # it is closed on what was still to be sent
+            while data := await asyncio.wait_for(reader.read(65_536), PATIENCE_S):
+                everything += data
+        writer.transport.abort()
         return everything
 
     assert b"slow_reader" in asyncio.run(run())[-400:]

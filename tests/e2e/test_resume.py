@@ -13,7 +13,9 @@ import websockets
 
 from benchmarks.proxy import Proxy
 from serving.clients.stream import StreamClient
+from tests.conftest import eventually
 from tests.e2e.test_streams import START, expected, finals_of, url
+from tests.talking import Script, heard
 
 pytestmark = pytest.mark.e2e
 
@@ -31,19 +33,20 @@ async def open_stream(port, **start):
 
 
 def test_cut_connections_lose_nothing_whatever_worker_they_come_back_to(workers, model, talk):
+    """Ten streams, a second at a time; after each second three connections are cut."""
+
     async def run():
         async with Proxy(workers) as proxy:
-            clients = [StreamClient(url(proxy.port), speed=3.0) for _ in range(10)]
-
-            async def cut():
-                while True:
-                    await asyncio.sleep(0.25)
-                    proxy.cut(3)
-
-            cutting = asyncio.create_task(cut())
-            answers = await asyncio.gather(*(finals_of(client, talk) for client in clients))
-            cutting.cancel()
-            return answers, sum(client.reconnects for client in clients)
+            script = Script(talk)
+            clients = [StreamClient(url(proxy.port)) for _ in range(10)]
+            tasks = [asyncio.create_task(finals_of(client, script.audio())) for client in clients]
+            for second in range(1, 12):
+                script.say(second)
+                await heard(clients, second - 1.5, tasks)
+                await asyncio.to_thread(eventually, lambda: proxy.num_open == 10, "all connections")
+                proxy.cut(3)
+            script.say()
+            return await asyncio.gather(*tasks), sum(client.reconnects for client in clients)
 
     answers, reconnects = asyncio.run(run())
     assert answers == [expected(model, talk)] * 10
@@ -166,6 +169,12 @@ def test_a_client_that_missed_more_than_is_kept_is_told_all_turns_as_they_are(st
     assert asyncio.run(run()) == expected(model, long)
 
 
+def checkpoints(port):
+    """How often streams were saved."""
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("voiceflow_checkpoints_total"))
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_another_server_goes_on_with_the_streams_of_one_that_ends(start_server, redis, model, talk, how, tmp_path):
     environment = {**os.environ, "VOICEFLOW_STORE": redis, "VOICEFLOW_TOKEN_KEY": secrets.token_hex(16)}
@@ -175,15 +184,21 @@ def test_another_server_goes_on_with_the_streams_of_one_that_ends(start_server, 
 
     async def run():
         async with Proxy(first) as proxy:
-            clients = [StreamClient(url(proxy.port), speed=1.5) for _ in range(6)]
-            following = asyncio.gather(*(finals_of(client, talk) for client in clients))
-            await asyncio.sleep(6.5)
+            script = Script(talk)
+            script.say(8.0)
+            clients = [StreamClient(url(proxy.port)) for _ in range(6)]
+            tasks = [asyncio.create_task(finals_of(client, script.audio())) for client in clients]
+            await heard(clients, 5.0, tasks)
+            saved = checkpoints(first)
+            # Each stream in its turn: twice as many are all of them, with what was heard.
+            await asyncio.to_thread(eventually, lambda: checkpoints(first) >= saved + 12, "all streams in the store")
             proxy.target = second
             async with websockets.connect(url(first)) as waiting:  # nothing has begun on it yet
                 process.send_signal(how)
                 with pytest.raises(websockets.ConnectionClosed) as closed:
                     await waiting.recv()
-            return await following, clients, closed.value
+            script.say()
+            return await asyncio.gather(*tasks), clients, closed.value
 
     answers, clients, closed = asyncio.run(run())
     assert answers == [expected(model, talk)] * 6
@@ -200,11 +215,15 @@ def test_a_server_without_a_store_says_where_the_next_stream_begins(start_server
 
     async def run():
         async with Proxy(first) as proxy:
-            client = StreamClient(url(proxy.port), speed=2.0)
-            following = asyncio.create_task(finals_of(client, talk))
-            await asyncio.sleep(3.0)
+            script = Script(talk)
+            script.say(6.0)
+            client = StreamClient(url(proxy.port))
+            following = asyncio.create_task(finals_of(client, script.audio()))
+            await heard([client], 4.0, [following])
             proxy.target = second
             process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(eventually, lambda: client.restarts == 1, "another stream")
+            script.say()
             return await following, client
 
     turns, client = asyncio.run(run())
@@ -223,11 +242,14 @@ def test_a_predictor_that_is_killed_costs_a_pause(start_server, model, talk):
     transformer, _ = start_server("serving.transformer", "--predictor_host", hosts)
 
     async def run():
-        clients = [StreamClient(url(transformer), speed=2.0) for _ in range(6)]
-        following = asyncio.gather(*(finals_of(client, talk) for client in clients))
-        await asyncio.sleep(3.0)
+        script = Script(talk)
+        script.say(6.0)
+        clients = [StreamClient(url(transformer)) for _ in range(6)]
+        tasks = [asyncio.create_task(finals_of(client, script.audio())) for client in clients]
+        await heard(clients, 4.0, tasks)
         processes[0].kill()
-        return await following, sum(client.reconnects for client in clients)
+        script.say()
+        return await asyncio.gather(*tasks), sum(client.reconnects for client in clients)
 
     answers, reconnects = asyncio.run(run())
     assert answers == [expected(model, talk)] * 6

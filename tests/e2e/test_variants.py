@@ -15,6 +15,7 @@ from benchmarks.challengers import write_challenger
 from serving.clients.stream import StreamClient
 from tests.conftest import eventually
 from tests.e2e.test_streams import START, expected, url
+from tests.talking import Script, heard
 from voiceflow.adapters.splits import notes_at, read_split, write_split
 from voiceflow.audio import file_digest
 from voiceflow.errors import ConfigError
@@ -89,36 +90,17 @@ async def follow(port, samples, client=None):
     return client, messages
 
 
-TRICKLE_S = 20.0
-
-
 @asynccontextmanager
 async def held(port, samples, number, *, at_s=4.0):
-    """So many clients that have said their first seconds and say no more than a word now and then, so that they are not
-    idle, until what is done meanwhile is done; and what they were told in the end."""
-    go_on = asyncio.Event()
-
-    async def speech():
-        begin, step = round(at_s * 16_000), 1280
-        yield samples[:begin]
-        while begin < len(samples):
-            if not go_on.is_set():
-                await asyncio.wait([waiting], timeout=TRICKLE_S)
-            yield samples[begin : begin + step]
-            begin += step
-
-    waiting = asyncio.create_task(go_on.wait())
+    """So many clients in the middle of what they say, until what is done meanwhile is done; and what they were told."""
+    script = Script(samples)
+    script.say(at_s)
     clients = [StreamClient(url(port)) for _ in range(number)]
-    tasks = [asyncio.create_task(follow(port, speech(), client)) for client in clients]
-
-    def all_heard():
-        assert not any(task.done() for task in tasks), [task.exception() for task in tasks if task.done()]
-        return all(client.answered_s > at_s / 2 for client in clients)
-
-    await asyncio.to_thread(eventually, all_heard, "the first words of all clients")
+    tasks = [asyncio.create_task(follow(port, script.audio(), client)) for client in clients]
+    await heard(clients, at_s / 2, tasks)
     yield tasks
-    go_on.set()
-    await asyncio.gather(*tasks, waiting)
+    script.say()
+    await asyncio.gather(*tasks)
 
 
 def finals(messages):
@@ -236,7 +218,7 @@ def test_what_a_shadow_says_is_compared_and_never_sent(rollout, served, model, t
             assert finals(messages) == expected(model, talk)
         shares[kind] = error_s / speech_s
     assert shares["good"] == 0.0
-    assert shares["flipping"] > 0.3
+    assert shares["flipping"] > 0.1
 
 
 def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_streams_end(rollout, served, model, talk):
@@ -246,9 +228,7 @@ def test_a_challenger_becomes_champion_and_the_one_before_leaves_when_its_stream
     async def run():
         async with held(rollout.port, talk, 4) as tasks:
             await asyncio.to_thread(rollout.split, champion=good)
-            # The worker that is asked may have none of the four streams, and none of the model before then.
-            roles = [[row["variant"] for row in rollout.model()["variants"]][:2] for _ in range(20)]
-            assert ["champion", "previous"] in roles
+            assert rollout.metric("voiceflow_models_held", "previous") >= 1
             # What it heard as a shadow is over.
             await asyncio.to_thread(
                 eventually,
