@@ -95,10 +95,14 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup tools ## What must hold, measured: make acceptance PART=model (thread, model, streams, rollout, data; SLOW=--slow for what takes longest, ITEM=3 for one number)
+acceptance: setup tools ## What must hold, measured: make acceptance PART=model (start, thread, model, streams, rollout, data; SLOW=--slow for what takes longest, ITEM=3 for one number)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW) $(if $(ITEM),--item $(ITEM))
+
+smoke: setup tools ## Every benchmark and acceptance part at tiny size, to see that each runs (10 minutes)
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
+	$(BIN)/python -m benchmarks.smoke
 
 frozen: setup ## The held-out conversations that DER is measured on, made again by 0.1.0 and compared with their digests
 	$(BIN)/python -m benchmarks.frozen

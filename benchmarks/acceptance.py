@@ -8,11 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.items import Row
+from benchmarks.items import IS_TINY, Row
 from voiceflow.adapters.data_versions import git_commit
 
 RESULTS = Path("docs/results")
-PARTS = ("thread", "model", "streams", "rollout", "data")
+PARTS = ("start", "thread", "model", "streams", "rollout", "data")
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--slow", action="store_true", help="the items that take a quarter of an hour and more")
-    parser.add_argument("--item", default="", help="only the items of this number (streams, rollout, data)")
+    parser.add_argument("--item", default="", help="only the items of this number (start, streams, rollout, data)")
     arguments = parser.parse_args()
     part = importlib.import_module(f"benchmarks.acceptance_{arguments.part}")
     path = RESULTS / f"{arguments.part}.json"
@@ -37,7 +37,7 @@ def main() -> None:
         # All but the slow items were run: what has another name now is gone.
         slow = {name: row for name, row in kept.items() if name in getattr(part, "SLOW", ())}
         write(path, slow | rows)
-    sys.exit(any(row["passed"] is False for row in rows.values()))
+    sys.exit(not IS_TINY and any(row["passed"] is False for row in rows.values()))
 
 
 def write(path: Path, rows: dict[str, Row]) -> None:

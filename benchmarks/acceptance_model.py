@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks import baselines
-from benchmarks.items import Row, tests_pass
+from benchmarks.frozen import heldout_set
+from benchmarks.items import IS_TINY, Row, sized, tests_pass
 from benchmarks.model_checks import (
     Voices,
     false_alarms,
@@ -30,12 +31,11 @@ from benchmarks.model_checks import (
     long_conversations,
     returning_speakers,
 )
-from voiceflow.config import PrepareConfig, load_params
+from voiceflow.config import load_params
 from voiceflow.metrics import Score, der_interval, score, summarise
 from voiceflow.runtime import StepModel, pretrained_path
-from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_summary, read_turns
+from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.stages.latency import measure
-from voiceflow.stages.prepare import prepare
 from voiceflow.stages.scoring import SplitScores, slices_of
 from voiceflow.streaming.batch import Scorer
 from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S
@@ -50,13 +50,13 @@ def items(*, slow: bool) -> Iterator[tuple[str, Row]]:
         yield SLOW[0], repeatable()
         return
     torch.set_num_threads(1)
-    params = load_params(Path("params.yaml"), profile="acceptance")
-    dataset = test_set(params.prepare)
+    params = load_params(Path("params.yaml"))
+    dataset = test_set()
     model = StepModel(pretrained_path())
     yield from accuracy(model, dataset)
     voices = Voices(params.prepare, Path(params.prepare.corpus))
     heard = Voices(params.prepare, voices.corpus, split="train")
-    told = heard_and_unheard(model, heard, voices, count=120)
+    told = heard_and_unheard(model, heard, voices, count=sized(120, tiny=4))
     yield "2 voices trained on and held out", {"passed": None, "figures": told}
     yield from stability(model, voices)
     yield from cost(model)
@@ -69,19 +69,9 @@ def items(*, slow: bool) -> Iterator[tuple[str, Row]]:
     yield from invented(model, voices)
 
 
-def test_set(config: PrepareConfig) -> Path:
-    """The fixed test set, made where it is not there yet."""
-    dataset = HOME / "prepared"
-    made = read_summary(dataset)["config"] if (dataset / "prepare.json").is_file() else None
-    if made != config.model_dump(mode="json"):
-        prepare(
-            config,
-            dataset,
-            corpus=Path(config.corpus),
-            recorded=Path(config.recorded) if config.recorded else None,
-            revision="acceptance",
-        )
-    return dataset
+def test_set() -> Path:
+    """The conversations that are frozen; those of this folder where figures say nothing anyway."""
+    return Path("data/prepared") if IS_TINY else heldout_set()
 
 
 def figures(scores: Sequence[Score]) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def accuracy(model: StepModel, dataset: Path) -> Iterator[tuple[str, Row]]:
     tests, real = read_recordings(dataset, "test"), read_recordings(dataset, "recorded")
     slices = slices_of(tests)
     few = [recording.name for recording in tests if 2 <= len(recording.speakers) <= 4]
-    two_close = [name for name in slices["close"] if name in slices["2 speakers"]]
+    two_close = [name for name in slices["close"] if name in slices.get("2 speakers", ())]
     slices = {"2 to 4 speakers": few, "2 speakers close": two_close, **slices}
     ours, recorded = {}, {}
     for latency_s in LOOKAHEAD_STEPS_BY_LATENCY_S:
@@ -160,16 +150,17 @@ def compare(dataset: Path, tests: list[Recording], real: list[Recording], few: l
 
 def stability(model: Scorer, voices: Voices) -> Iterator[tuple[str, Row]]:
     """Item 3 beyond a minute."""
-    back = returning_speakers(model, voices, count=30)
+    back = returning_speakers(model, voices, count=sized(30, tiny=1))
     yield "3 returning after 5 min >= 90 %", {"passed": back["share"] >= 0.9, "figures": back}
-    hours = long_conversations(model, voices, minutes=60.0, count=4)
+    hours = long_conversations(model, voices, minutes=sized(60.0, tiny=6.0), count=sized(4, tiny=1))
     passed = hours["der"] <= hours["der_first_5_min"] + 0.02
     yield "3 an hour within 2 points of 5 min", {"passed": passed, "figures": hours}
 
 
 def cost(model: StepModel) -> Iterator[tuple[str, Row]]:
     """Item 4: time, state, size."""
-    us = sorted(measure(model, 32, repeats=300, warmup=50)["us_per_stream"] for _ in range(5))
+    repeats = sized(300, tiny=10)
+    us = sorted(measure(model, 32, repeats=repeats, warmup=repeats // 6)["us_per_stream"] for _ in range(5))
     yield "4 us a stream at batch 32 <= 60", {"passed": us[2] <= 60.0, "figures": {"median": us[2], "all": us}}
     state_kib = model.metadata.state_dims * 4 / 1024
     size_mb = pretrained_path().stat().st_size / 1e6
@@ -252,7 +243,8 @@ def repeatable() -> Row:
 def invented(model: Scorer, voices: Voices) -> Iterator[tuple[str, Row]]:
     """Item 7: what is heard where nobody, or one person, speaks."""
     card = json.loads((pretrained_path().parent / "rates.json").read_text(encoding="utf-8"))
-    rows = false_alarms(model, count=10) | lone_voices(model, voices, count=6, minutes=10.0)
+    rows = false_alarms(model, count=sized(10, tiny=1))
+    rows |= lone_voices(model, voices, count=sized(6, tiny=1), minutes=sized(10.0, tiny=1.0))
     for kind, row in rows.items():
         rate = row.get("speakers_per_min", row.get("invented_speakers_per_min", 0.0))
         stated = card.get(kind)

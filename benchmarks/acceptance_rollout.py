@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.acceptance_model import test_set
 from benchmarks.bad_models import BAD
-from benchmarks.items import Row, chosen, tests_pass
+from benchmarks.items import IS_TINY, Row, chosen, sized, tests_pass
 from benchmarks.promotions import AROUND, Workplace, refusal
 from benchmarks.rollouts import STUCK_S, Stage, faults_of, faults_of_good
 from voiceflow.config import load_params
@@ -24,8 +25,8 @@ from voiceflow.stages.prepare import prepare
 from voiceflow.stages.scoring import SplitScores, errors_s
 
 HOME = Path(".voiceflow/acceptance")
-DRAWS, CONVERSATIONS = 100, 100
-STREAMS, CALLED = 300, 40
+DRAWS, CONVERSATIONS = sized((100, 100), tiny=(2, 12))
+STREAMS, CALLED = sized((300, 40), tiny=(8, 4))
 """Calls at a time, and recordings that they are of."""
 MAX_ROLLBACK_S = 120.0
 
@@ -48,8 +49,12 @@ def conversations() -> Path:
     """Half of two speakers, half of four: a slice of each that is large enough to judge by."""
     params = load_params(Path("params.yaml"))
     dataset = HOME / "promotions"
-    counts = params.prepare.conversations.model_copy(update={"train": 1, "dev": 1, "test": 48})
-    changes = {"conversations": counts, "conversation_s": 30.0, "num_speakers_weights": [0.0, 0.5, 0.0, 0.5]}
+    counts = params.prepare.conversations.model_copy(update={"train": 1, "dev": 1, "test": sized(48, tiny=12)})
+    changes = {
+        "conversations": counts,
+        "conversation_s": sized(30.0, tiny=12.0),
+        "num_speakers_weights": [0.0, 0.5, 0.0, 0.5],
+    }
     config = params.prepare.model_copy(update=changes | {"recorded": None})
     made = dataset / "prepare.json"
     if not made.is_file() or json.loads(made.read_text())["config"] != config.model_dump(mode="json"):
@@ -67,13 +72,13 @@ def bad_models() -> Iterator[tuple[str, Row]]:
         place.set_up()
         code, told = place.run("promote", "--accept-equal", files=place.candidate(version="0.3.0"))
         yield "1 a good model becomes champion", {"passed": code == 0, "figures": tidy(told).strip().splitlines()[-3:]}
-        for bad in BAD:
+        for bad in BAD[: sized(len(BAD), tiny=1)]:
             files = place.candidate(bad.change)
             before = place.state()
             code, told = place.run("promote", "--accept-equal", files=files)
             faults = refusal(place, bad.says, code, told, before)
             yield f"1 {bad.name}", {"passed": not faults, "figures": faults or reason(told)}
-        for name, (act, says) in AROUND.items():
+        for name, (act, says) in list(AROUND.items())[: sized(len(AROUND), tiny=1)]:
             code, told, before = act(place)
             faults = refusal(place, says, code, told, before)
             yield f"1 {name}", {"passed": not faults, "figures": faults or reason(told)}
@@ -103,8 +108,8 @@ def comparisons() -> Iterator[tuple[str, Row]]:
     A better model is the shipped one with a share of each conversation's errors taken away, unevenly, so that the
     whole has the DER that is wanted; an equal one errs as much on average, but elsewhere.
     """
-    params = load_params(Path("params.yaml"), profile="acceptance")
-    dataset = HOME / "prepared"
+    params = load_params(Path("params.yaml"))
+    dataset = test_set()
     recordings = read_recordings(dataset, "test")
     scored = SplitScores(dataset, recordings, StepModel(pretrained_path()), latency_s=1.04).scores
     other = SplitScores(dataset, recordings, StepModel(pretrained_path()), latency_s=0.64).scores
@@ -139,18 +144,23 @@ def on_stage() -> Stage:
     recordings = [read_samples(dataset, row) for row in read_recordings(dataset, "test")[:CALLED]]
     folder = (HOME / "rollouts").resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    return Stage(folder, recordings, params, streams=STREAMS)
+    quick = {"look_s": 1.0, "min_looks": 2, "min_streams": 1} if IS_TINY else {}
+    params = params.model_copy(update={"rollout": params.rollout.model_copy(update=quick)})
+    length_s = sized((15.0, 40.0), tiny=(4.0, 9.0))
+    return Stage(folder, recordings, params, streams=STREAMS, scrape=sized("1s", tiny="250ms"), length_s=length_s)
 
 
 def live() -> Iterator[tuple[str, Row]]:
     """Item 3: challengers made slow, failing and flipping at 5 % are taken back; a good one goes to all."""
     with on_stage() as stage:
         steps = stage.params.rollout.steps
-        stage.set_steps([0.05, *(step for step in steps if step > 0.05)])
-        for kind in ("slow", "failing", "flipping"):
+        stage.set_steps(sized([0.05, *(step for step in steps if step > 0.05)], tiny=[0.5, 1.0]))
+        for kind in sized(("slow", "failing", "flipping"), tiny=("failing",)):
             outcome = stage.roll_out(kind)
             wrong = faults_of(outcome, version_before="1", max_seconds=MAX_ROLLBACK_S, max_share=0.05)
             yield f"3 {kind}", {"passed": not wrong, "figures": outcome.figures() | {"wrong": wrong}}
+        if IS_TINY:
+            return
         stage.set_steps(steps)
         outcome = stage.roll_out("good")
         wrong = faults_of_good(outcome, steps)
@@ -164,6 +174,8 @@ def killed() -> Iterator[tuple[str, Row]]:
         is_over = look["status"] != "running"
         return (look["step"] == kills and look["looks"] >= 3) or (is_over and kills == len(steps))
 
+    if IS_TINY:
+        return  # as item 3, with kills, for many minutes; tests/e2e/test_live_rollout.py
     with on_stage() as stage:
         steps = stage.params.rollout.steps
         for kind in ("flipping", "failing"):
@@ -181,6 +193,8 @@ def manifests() -> Iterator[tuple[str, Row]]:
     """Item 5: overlays, planted faults, and the serving image's scripts in a clean environment."""
     yield "5 every overlay, each planted fault", tests_pass("tests/integration/test_manifests.py")
     yield "5 workflows, compose, Dockerfiles", tests_pass("tests/integration/test_workflows.py")
+    if IS_TINY:
+        return  # an installation of 2 minutes
     with tempfile.TemporaryDirectory() as scratch:
         clean = {"HOME": scratch, "PATH": os.pathsep.join([str(Path(sys.base_prefix) / "bin"), "/usr/bin", "/bin"])}
         target = str(Path(scratch) / "venv")

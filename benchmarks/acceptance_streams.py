@@ -16,11 +16,10 @@ from benchmarks import baselines, kill, parts
 from benchmarks.acceptance_model import test_set
 from benchmarks.fuzz import Fuzzer
 from benchmarks.infer import requests_per_core
-from benchmarks.items import Row, tests_pass
+from benchmarks.items import Row, sized, tests_pass
 from benchmarks.server import Server
 from benchmarks.streams import load
 from serving.clients.stream import StreamClient
-from voiceflow.config import load_params
 from voiceflow.metrics import score
 from voiceflow.runtime import StepModel, pretrained_path
 from voiceflow.stages.dataset import read_recordings, read_samples, read_turns
@@ -29,24 +28,28 @@ from voiceflow.streaming.batch import diarize
 from voiceflow.turns import Turn
 
 P99_MS, PSS_MB, US_PER_STREAM_SECOND, FREE_CORES = 100.0, 500.0, 1400.0, 1.8
-KILL_STREAMS, ROUNDS = 200, 20
+KILL_STREAMS, ROUNDS = sized((200, 20), tiny=(4, 1))
+LOADS, BAR = sized(((50, 200, 500, 1000, 1500, 2000), 1000), tiny=((2, 4), 4))
+"""Streams at once; and the number that must be held."""
 DAY = "4 24 hours of audio through one stream"
 SLOW = (DAY,)
 
 
 def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
     """Each item's name and row; the day of audio alone where the slow ones are asked for, or one number's items."""
-    dataset = test_set(load_params(Path("params.yaml"), profile="acceptance").prepare)
+    dataset = test_set()
     recordings = [read_samples(dataset, row) for row in read_recordings(dataset, "test")[:10]]
     model = StepModel(pretrained_path())
     if slow:
-        yield DAY, hours(dataset, model, hours=24.0)
+        yield DAY, hours(dataset, model, hours=sized(24.0, tiny=0.2))
         return
     numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {
         "1": loads,
         "2": lambda: steps(model),
         "3": lambda: kills(model, recordings),
-        "4": lambda: iter([("4 an hour of audio through one stream", hours(dataset, model, hours=1.0))]),
+        "4": lambda: iter(
+            [("4 an hour of audio through one stream", hours(dataset, model, hours=sized(1.0, tiny=0.2)))]
+        ),
         "5": lambda: iter([("5 2000 malformed messages, packets, frames", fuzzed())]),
         "6": resumed,
         "7": clients,
@@ -76,9 +79,9 @@ def clients() -> Iterator[tuple[str, Row]]:
 def loads() -> Iterator[tuple[str, Row]]:
     """Item 1: the curve, and the bar at a thousand or what fits."""
     curve: dict[int, dict[str, Any]] = {}
-    for streams in (50, 200, 500, 1000, 1500, 2000):
+    for streams in LOADS:
         with Server("--workers", "2") as server:
-            curve[streams] = load(server, streams, seconds=60.0 if streams == 1000 else 20.0)
+            curve[streams] = load(server, streams, seconds=sized(60.0 if streams == BAR else 20.0, tiny=3.0))
             with server.log.open() as log:
                 assert "Traceback" not in log.read()
     told = {
@@ -93,11 +96,11 @@ def loads() -> Iterator[tuple[str, Row]]:
         for streams, row in curve.items()
     }
     yield "1 load, 2 workers", {"passed": None, "figures": told}
-    yield "1 us a stream-second of each part", {"passed": None, "figures": parts.measure()}
-    bar = told[1000]
+    yield "1 us a stream-second of each part", {"passed": None, "figures": parts.measure(streams=sized(500, tiny=8))}
+    bar = told[BAR]
     free = bar["server_cores"] + bar["client_cores"] + bar["cores_idle"]
     if free >= FREE_CORES:
-        passed = bar["held"] == 1000 and bar["p99_ms"] < P99_MS and not bar["lost"] and bar["server_pss_mb"] < PSS_MB
+        passed = bar["held"] == BAR and bar["p99_ms"] < P99_MS and not bar["lost"] and bar["server_pss_mb"] < PSS_MB
         yield "1 1000 streams: p99 < 100 ms, none lost, < 500 MB", {"passed": passed, "figures": bar}
     else:
         passed = bar["server_us_per_stream_second"] <= US_PER_STREAM_SECOND
@@ -110,10 +113,13 @@ def loads() -> Iterator[tuple[str, Row]]:
 
 def steps(model: StepModel) -> Iterator[tuple[str, Row]]:
     """Item 2: one step, beside the sliding window of peers; and /infer."""
-    rows = [measure(model, 1, repeats=500, warmup=50) for _ in range(5)]
+    rows = [measure(model, 1, repeats=sized(500, tiny=20), warmup=sized(50, tiny=2)) for _ in range(5)]
     p99_ms = float(np.median([row["p99_ms"] for row in rows]))
     yield "2 a step at batch 1: p99 < 1 ms", {"passed": p99_ms < 1.0, "figures": round(p99_ms, 3)}
-    ours = [0.08 * 32 / (measure(model, 32, repeats=200, warmup=20)["us_per_stream"] * 32 / 1e6) for _ in range(3)]
+    ours = [
+        0.08 * 32 / (measure(model, 32, repeats=sized(200, tiny=10), warmup=2)["us_per_stream"] * 32 / 1e6)
+        for _ in range(3)
+    ]
     theirs = 60.0 / baselines.pyannet_cpu_s_per_min()
     ratio = float(np.median(ours)) / theirs
     figures = {"ours": round(float(np.median(ours))), "sliding PyanNet shape": round(theirs, 1), "ratio": round(ratio)}
@@ -125,8 +131,8 @@ def steps(model: StepModel) -> Iterator[tuple[str, Row]]:
 
 def kills(model: StepModel, recordings: Sequence[np.ndarray]) -> Iterator[tuple[str, Row]]:
     """Item 3: twenty rounds each under two hundred live streams."""
-    minute = kill.long_enough(recordings, 60.0)
-    several = kill.long_enough(recordings, 270.0)
+    minute = kill.long_enough(recordings, sized(60.0, tiny=14.0))
+    several = kill.long_enough(recordings, sized(270.0, tiny=24.0))
     rows = {
         "3 sockets cut at random": lambda: kill.cut_sockets(
             model, minute, rounds=ROUNDS, streams=KILL_STREAMS, every_s=2.0
@@ -209,7 +215,7 @@ def hours(dataset: Path, model: StepModel, *, hours: float) -> Row:
 def fuzzed() -> Row:
     """Item 5."""
     with Server("--workers", "2") as server:
-        report = asyncio.run(Fuzzer(server.http_port, seed=int(time.time())).run(2000))
+        report = asyncio.run(Fuzzer(server.http_port, seed=int(time.time())).run(sized(2000, tiny=100)))
         tracebacks = server.log.read_text(errors="replace").count("Traceback")
     figures = {"sent": report.sent, "codes": dict(report.codes), "faults": report.faults[:5], "tracebacks": tracebacks}
     return {"passed": not report.faults and not tracebacks and report.sent >= 2000, "figures": figures}
@@ -222,7 +228,7 @@ def resumes() -> Row:
     start = {"type": "start", "audio": {"encoding": "pcm_s16le"}}
 
     async def run(url: str) -> tuple[int, int]:
-        sockets = [await websockets.connect(f"{url}/v1/stream") for _ in range(200)]
+        sockets = [await websockets.connect(f"{url}/v1/stream") for _ in range(KILL_STREAMS)]
         told = []
         for number, socket in enumerate(sockets):
             await socket.send(json.dumps(start))
@@ -249,13 +255,13 @@ def resumes() -> Row:
 
 def overload() -> Row:
     """Item 8: one and a half times as many streams as there is room for, and then few again."""
-    with Server("--workers", "2") as server:
+    with Server("--workers", "2", *sized((), tiny=("--max_streams", "2"))) as server:
         capacity = int(server.metrics()["voiceflow_capacity_streams"])
-        alone = load(server, capacity // 2, seconds=15.0)
+        alone = load(server, capacity // 2, seconds=sized(15.0, tiny=3.0))
         capacity = int(server.metrics()["voiceflow_capacity_streams"])
-        crowded = load(server, round(1.5 * capacity), seconds=20.0)
+        crowded = load(server, round(1.5 * capacity), seconds=sized(20.0, tiny=3.0))
         time.sleep(5.0)
-        after = load(server, capacity // 2, seconds=15.0)
+        after = load(server, capacity // 2, seconds=sized(15.0, tiny=3.0))
         ready = httpx.get(f"http://127.0.0.1:{server.http_port}/ready").status_code
     held = round(1.5 * capacity) - crowded["refused_streams"]
     figures = {

@@ -1,14 +1,9 @@
-"""Items of the thread: two commands, real excerpts, the reference client, faults, bad input, pipeline, predictor.
-
-The items that need a fresh clone (`make run`, `make test`) are run with --slow.
-"""
+"""Items of the thread: real excerpts, the reference client, faults, bad input, pipeline, predictor."""
 
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks.items import Row, run, tests_pass
@@ -48,35 +43,8 @@ def excerpts() -> dict[str, Any]:
     }
 
 
-def clones() -> dict[str, Row]:
-    """Items 1 and 2: the two commands from fresh clones, with and without shared recordings."""
-    rows = {}
-    for name, target, with_shared in (
-        ("1 make run", "run", True),
-        ("1 make run without shared recordings", "run", False),
-        ("2 make test", "test", True),
-    ):
-        with tempfile.TemporaryDirectory() as folder:
-            clone = Path(folder) / "voiceflow"
-            run("git", "clone", "-q", str(Path.cwd()), str(clone))
-            found = shared()
-            if with_shared and found is not None:
-                (Path(folder) / "shared").symlink_to(found)
-            started = time.monotonic()
-            done = run("make", target, "PORT=18090", cwd=clone)
-            minutes = round((time.monotonic() - started) / 60, 1)
-            passed = done.returncode == 0 and (target == "test" or minutes <= 20)
-            rows[name] = {
-                "passed": passed,
-                "figures": {"minutes": minutes, "last_lines": done.stdout.splitlines()[-12:]},
-            }
-    return rows
-
-
 def items(*, slow: bool) -> Iterator[tuple[str, Row]]:
-    """Each item's name and row."""
-    if slow:
-        yield from clones().items()
+    """Each item's name and row; the two commands, items 1 and 2, are in acceptance_start."""
     yield "3 diarize and score on real excerpts", excerpts()
     for name, selection in TESTS.items():
         yield name, tests_pass(*selection)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.acceptance_model import figures
+from benchmarks.items import sized
 from voiceflow.adapters.data_versions import git_commit
 from voiceflow.config import Params, load_params
 from voiceflow.export import make_metadata
@@ -26,6 +27,7 @@ from voiceflow.stages.scoring import SplitScores, TorchStep
 from voiceflow.stages.train import load_trained, train
 
 HOME, RESULTS = Path(".voiceflow/curve"), Path("docs/results")
+HELD = sized({"dev": 32, "test": 60}, tiny={"dev": 4, "test": 4})
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ class Point:
         return f"{self.train_share:g} of the voices, {self.conversations} conversations"
 
 
-VOICES = [Point(share, 800) for share in (0.0625, 0.25, 1.0)]
-HOURS = [Point(1.0, conversations) for conversations in (50, 200, 800)]
+VOICES = [Point(share, sized(800, tiny=8)) for share in sized((0.0625, 0.25, 1.0), tiny=(1.0,))]
+HOURS = [Point(1.0, conversations) for conversations in sized((50, 200, 800), tiny=(8,))]
 
 
 def measure(point: Point, params: Params, *, steps: int) -> dict[str, Any]:
     """Make the data, train on it, and score what it never heard."""
     folder = HOME / point.name.replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
-    counts = params.prepare.conversations.model_copy(update={"train": point.conversations, "dev": 32, "test": 60})
+    counts = params.prepare.conversations.model_copy(update={"train": point.conversations, **HELD})
     config = params.prepare.model_copy(update={"train_share": point.train_share, "conversations": counts})
     recorded = Path(config.recorded) if config.recorded else None
     dataset = folder / "prepared"
@@ -59,12 +61,12 @@ def measure(point: Point, params: Params, *, steps: int) -> dict[str, Any]:
         update={
             "steps": steps,
             "max_minutes": None,
-            "batch_size": 24,
+            "batch_size": sized(24, tiny=4),
             "init_from": "scratch",
             "long_from": 0.75,
             "teacher_forcing": 0.9,
             "learning_rate": 0.002,
-            "warmup_steps": 200,
+            "warmup_steps": min(200, steps // 6),
             "checkpoint_every_steps": 100,
             "evaluate_every_steps": max(1, steps // 6),
             "patience": 100,

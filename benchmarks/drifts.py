@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from benchmarks.items import sized
 from voiceflow.adapters.drift_report import EvidentlyComparer
 from voiceflow.audio import FloatArray
 from voiceflow.config import DriftConfig, PrepareConfig, load_params
@@ -30,10 +31,10 @@ from voiceflow.streaming.batch import stream_statistics
 from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.workers import in_parallel
 
-TALK_S = 40.0
-BATCH = 20
-NUM_REFERENCE, NUM_CLEAN, NUM_SHIFTED, NUM_DRAWS = 300, 600, 200, 100
-LOOKS = (50, 100, 150, 200)
+TALK_S = sized(40.0, tiny=12.0)
+BATCH = sized(20, tiny=10)
+NUM_REFERENCE, NUM_CLEAN, NUM_SHIFTED, NUM_DRAWS = sized((300, 600, 200, 100), tiny=(40, 40, 40, 1))
+LOOKS = sized((50, 100, 150, 200), tiny=(40,))
 MAX_SPEECH_S = 60.0
 Change = Callable[[np.random.Generator, FloatArray], FloatArray]
 
@@ -173,10 +174,10 @@ def _raised(
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", type=Path, default=Path("data/speech"))
+    parser.add_argument("--corpus", type=Path, default=None, help="by default prepare.corpus")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.corpus)
+    found = measure(arguments.corpus or Path(load_params().prepare.corpus))
     for row in found["shifts"]:
         print(f"{row['shift']:28} {row['raised_at_streams'] or 'NOT RAISED':>10} streams   {'; '.join(row['words'])}")
     print(f"without a shift: {found['false_alarms']} alarms in {found['draws']} draws of {NUM_SHIFTED} streams")

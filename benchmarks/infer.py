@@ -9,9 +9,10 @@ import numpy as np
 import psutil
 import soundfile
 
+from benchmarks.items import sized
 from benchmarks.server import Server
 
-CONNECTIONS, SECONDS, WARM_S = 32, 10.0, 2.0
+CONNECTIONS, SECONDS, WARM_S = sized((32, 10.0, 2.0), tiny=(2, 1.0, 0.2))
 
 
 async def _drive(port: int, request: bytes, until_s: float, times_ms: list[float]) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.items import sized
 from benchmarks.proxy import Proxy
 from benchmarks.server import Server, free_port
 from serving.clients.stream import StreamClient
 from voiceflow.streaming.batch import Scorer, diarize
 
 STUCK_S = 60.0
+RAMP_S = sized(5.0, tiny=1.0)
 Turns = list[tuple[float, float, str]]
 Trouble = Callable[[Proxy], Awaitable[None]]
 
@@ -67,16 +69,16 @@ def undisturbed(model: Scorer, recordings: Sequence[np.ndarray]) -> list[Turns]:
 async def under(
     trouble: Trouble, port: int, recordings: Sequence[np.ndarray], *, streams: int
 ) -> tuple[list[Followed], Proxy]:
-    """So many clients behind a proxy, begun within five seconds, and the trouble meanwhile."""
+    """So many clients behind a proxy, begun within `RAMP_S`, and the trouble meanwhile."""
     async with Proxy(port) as proxy:
 
         async def one(number: int) -> Followed:
-            await asyncio.sleep(5.0 * number / streams)
+            await asyncio.sleep(RAMP_S * number / streams)
             client = StreamClient(f"ws://127.0.0.1:{proxy.port}/v1/stream")
             return await follow(client, number, recordings[number % len(recordings)])
 
         tasks = [asyncio.create_task(one(number)) for number in range(streams)]
-        await asyncio.sleep(7.0)
+        await asyncio.sleep(RAMP_S + 2.0)
         await trouble(proxy)
         proxy.num_open_at_last = proxy.num_open
         return await asyncio.gather(*tasks), proxy

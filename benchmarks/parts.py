@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from serving.api.conversation import Conversation, new_id
-from serving.transformer.engine import Stream
+from serving.transformer.engine import Engine, Stream
+from serving.transformer.variants import Variant, Variants
+from voiceflow.config import load_params
 from voiceflow.runtime import StepModel, pretrained_path
+from voiceflow.split import Served
 from voiceflow.streaming.lanes import Lanes
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import SAMPLE_RATE_HZ
@@ -40,6 +43,10 @@ class _Listener:
         raise error
 
 
+def _no_other(served: Served, role: str) -> Variant:
+    raise NotImplementedError("there is one model here")
+
+
 def _each(works: list[Callable[..., Any]], *arguments: Any) -> None:
     for work in works:
         work(*arguments)
@@ -47,13 +54,15 @@ def _each(works: list[Callable[..., Any]], *arguments: Any) -> None:
 
 def measure(*, streams: int = 500, seconds: float = 6.0, max_batch: int = 64) -> dict[str, float]:
     """Microseconds a stream-second: packets in, features, the model's step, decisions, messages out."""
-    model = StepModel(pretrained_path())
+    model, config = StepModel(pretrained_path()), load_params().streaming
+    engine = Engine.local(model, config)
+    variants = Variants(Variant(Served(uri="pretrained"), engine, "champion"), config, load=_no_other)
     lanes = Lanes(model.metadata)
     listener = _Listener()
     talks = {}
     for _ in range(streams):
-        stream = Stream(lanes.open(StreamSettings(), keep_s=600.0))
-        talks[stream.session.row] = Conversation(new_id(), stream, ack=True, listener=listener)
+        stream = Stream(lanes.open(StreamSettings(), keep_s=600.0), engine)
+        talks[stream.session.row] = Conversation(new_id(), stream, variants, ack=True, listener=listener)
     size = round(PACKET_S * SAMPLE_RATE_HZ)
     rng = np.random.default_rng(0)
     envelope = np.repeat(rng.random(60) > 0.4, size)
@@ -69,7 +78,7 @@ def measure(*, streams: int = 500, seconds: float = 6.0, max_batch: int = 64) ->
     for index in range(round(seconds / PACKET_S)):
         start = index * size * 2 % len(noise)
         packet = noise[start : start + size * 2]
-        timed("packets", partial(_each, [talk.receive_audio for talk in talks.values()], packet))
+        timed("packets", partial(_each, [talk.receive_audio for talk in talks.values()], packet, index * PACKET_S))
         while (batch := timed("features", partial(lanes.gather, max_batch=max_batch))) is not None:
             answers = timed("model", partial(model.step, *batch))
             scored = timed("decisions", partial(lanes.scatter, *answers))

@@ -23,7 +23,7 @@ from voiceflow.stages.latency import latency
 from voiceflow.stages.promote import ensure_champion
 
 REPO = Path(__file__).parent.parent
-START_S = 120.0
+START_S = 600.0
 
 
 class MlflowServer:

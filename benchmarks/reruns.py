@@ -16,16 +16,16 @@ from typing import Any
 
 import yaml
 
+from benchmarks.items import sized
 from benchmarks.workplace import PROFILE, REPO, small_repository
 
 ALWAYS = {"promote"}
 """Depends on what is champion now."""
-CHANGES: dict[str, tuple[tuple[str, str, Any] | None, set[str]]] = {
-    "nothing": (None, set()),
+CHANGES: dict[str, tuple[tuple[str, str, Any] | None, set[str]]] = {"nothing": (None, set())} | sized({
     "latency.repeats": (("latency", "repeats", 21), {"latency"}),
     "evaluate.max_der": (("evaluate", "max_der", 0.81), {"evaluate", "export", "latency"}),
     "train.seed": (("train", "seed", 8), {"train", "evaluate", "export", "latency"}),
-}
+}, tiny={})  # fmt: skip
 """What is changed, and the steps that must run for it beside `ALWAYS`."""
 
 

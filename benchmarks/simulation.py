@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.items import sized
 from voiceflow.config import load_params
 from voiceflow.corpora.read import read_utterances
 from voiceflow.simulation.conversations import endless_plans
@@ -21,8 +22,8 @@ from voiceflow.simulation.speech import load_vad, speaker_segments
 from voiceflow.simulation.stock import make_stock
 from voiceflow.stages.prepare import split_speakers
 
-VOICES, MAX_SPEECH_S = 60, 60.0
-ROUNDS = 5
+VOICES, MAX_SPEECH_S = sized(60, tiny=8), 60.0
+ROUNDS = sized(5, tiny=2)
 WARMUP = 10
 
 
@@ -69,11 +70,11 @@ def measure(corpus: Path, number: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", type=Path, default=Path("data/speech"))
+    parser.add_argument("--corpus", type=Path, default=None, help="by default prepare.corpus")
     parser.add_argument("--conversations", type=int, default=100, help="in each round")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.corpus, arguments.conversations)
+    found = measure(arguments.corpus or Path(load_params().prepare.corpus), arguments.conversations)
     for name, value in found.items():
         print(f"{name:28} {value}")
     if arguments.json:

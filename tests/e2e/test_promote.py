@@ -108,7 +108,9 @@ def test_promotion_and_rollback_move_aliases_and_three_lines_of_a_manifest(place
     assert "it was too polite" in " ".join(told.split())
 
 
-@pytest.mark.parametrize("bad", [one for one in BAD if one.name in ("NaN weights", "11 MB", "swapped slots")], ids=str)
+@pytest.mark.parametrize(
+    "bad", [one for one in BAD if one.name in ("NaN weights", "11 MB", "swapped slots")], ids=lambda bad: bad.name
+)
 def test_a_bad_file_is_refused_and_nothing_changes(place, bad):
     files = place.candidate(bad.change)
     before = place.state()
