@@ -1,6 +1,7 @@
 """Fixtures: the shipped model, small speech, shared recordings, real servers."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -57,13 +58,45 @@ def model() -> StepModel:
 def shared() -> Path:
     folder = (REPO / os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve()
     if not (folder / "data").is_dir():
-        pytest.skip(f"no shared recordings in {folder}: set VOICEFLOW_SHARED")
+        pytest.skip(f"no shared recordings in {folder}: set VOICEFLOW_SHARED to a folder that has them")
+    return folder
+
+
+def _shared_or_none() -> Path | None:
+    folder = (REPO / os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve()
+    return folder if (folder / "data").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def meetings(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Recordings with RTTM files beside them: real excerpts where there are any, else conversations that we make."""
+    found = _shared_or_none()
+    if found is not None:
+        return sorted((found / "data" / "meeting-excerpts").glob("*.wav"))
+    from voiceflow.stages.dataset import read_recordings
+
+    folder = tmp_path_factory.mktemp("meetings")
+    for recording in read_recordings(dataset, "test"):
+        for path in (recording.audio, recording.rttm):
+            shutil.copy(dataset / path, folder)
+    return sorted(folder.glob("*.flac"))
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many voices with much to say: real ones where there are any, else espeak-ng's."""
+    found = _shared_or_none()
+    if found is not None:
+        return found / "data" / "speech"
+    folder = tmp_path_factory.mktemp("speech")
+    synthesise_corpus(folder, num_speakers=72, sentences_each=12, seed=20)
     return folder
 
 
 @pytest.fixture(scope="session")
-def excerpts(shared: Path) -> list[Path]:
-    return sorted((shared / "data" / "meeting-excerpts").glob("*.wav"))
+def is_real(speech: Path) -> bool:
+    """Whether `speech` is of people."""
+    return _shared_or_none() is not None
 
 
 @pytest.fixture(scope="session")

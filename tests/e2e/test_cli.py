@@ -21,15 +21,15 @@ def voiceflow(*arguments, cwd=REPO):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-def test_diarize_and_score_on_real_meetings(excerpts, tmp_path):
-    result = voiceflow("diarize", *excerpts, "--rttm", tmp_path)
+def test_diarize_and_score_on_meetings(meetings, tmp_path):
+    result = voiceflow("diarize", *meetings, "--rttm", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(list(tmp_path.glob("*.rttm"))) == len(excerpts)
-    for path in excerpts:
+    assert len(list(tmp_path.glob("*.rttm"))) == len(meetings)
+    for path in meetings:
         turns = read_rttm(tmp_path / f"{path.stem}.rttm").get(path.stem, [])
         assert all(0 <= turn.start_s < turn.end_s <= 30.01 for turn in turns)
-    figures = json.loads(voiceflow("score", excerpts[0].parent, tmp_path, "--json").stdout)
-    assert len(figures["recordings"]) == len(excerpts)
+    figures = json.loads(voiceflow("score", meetings[0].parent, tmp_path, "--json").stdout)
+    assert len(figures["recordings"]) == len(meetings)
     assert 0 < figures["overall"]["der"] < 2
 
 

@@ -141,8 +141,8 @@ def test_the_reference_protocol_gives_the_turns_of_diarize(server, model, talk):
     assert asyncio.run(reference_turns(server, talk)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
 
 
-def test_the_reference_protocol_on_a_real_meeting(server, model, excerpts):
-    samples = load_audio(excerpts[0])
+def test_the_reference_protocol_on_a_meeting(server, model, meetings):
+    samples = load_audio(meetings[0])
     turns = as_told(model, samples)
     assert asyncio.run(reference_turns(server, samples)) == sorted((t.start_s, t.end_s, t.speaker) for t in turns)
 

@@ -192,13 +192,13 @@ def test_descriptions_that_are_wrong_are_told(tmp_path):
     }
 
 
-def test_a_folder_of_ones_own_is_checked_and_taken_in(workplace, excerpts):
+def test_a_folder_of_ones_own_is_checked_and_taken_in(workplace, meetings):
     folder, _ = workplace
-    told = voiceflow("data", "add", str(excerpts[0].parent), "--name", "mine", "--licence", "CC BY 4.0")
+    told = voiceflow("data", "add", str(meetings[0].parent), "--name", "mine", "--licence", "CC BY 4.0")
     assert "accepted" in told
     assert (folder / "data" / "conversations" / "mine.dvc").is_file()
     talks = read_conversations(folder / "data" / "conversations" / "mine")
-    assert len(talks) == len(excerpts)
+    assert len(talks) == len(meetings)
     assert {talk.split for talk in talks} == {"recorded"}
     assert "mine" in voiceflow("data", "list")
 

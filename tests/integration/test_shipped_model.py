@@ -21,15 +21,18 @@ from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S
 
+MAX_DER, MAX_DER_ESPEAK = 0.30, 0.45
+"""Measured: 0.22 and 0.35; it was made for voices of people."""
+
 
 @pytest.fixture(scope="module")
-def voices(params, shared) -> Voices:
-    return Voices(params.prepare, shared / "data" / "speech")
+def voices(params, speech, is_real) -> Voices:
+    return Voices(params.prepare if is_real else params.prepare.model_copy(update={"heldout_fraction": 0.4}), speech)
 
 
 @pytest.fixture(scope="module")
 def conversations(voices):
-    names = np.array(voices.long_ones(20.0))
+    names = np.array(voices.long_ones(15.0))
     rng = np.random.default_rng(0)
     return [
         voices.conversation(
@@ -40,7 +43,7 @@ def conversations(voices):
 
 
 @pytest.mark.parametrize("latency_s", LOOKAHEAD_STEPS_BY_LATENCY_S)
-def test_held_out_conversations_at_every_latency(model, conversations, latency_s):
+def test_held_out_conversations_at_every_latency(model, conversations, latency_s, is_real):
     sessions = stream_recordings(
         [one.samples_N for one in conversations], model, StreamSettings("pcm_f32le", latency_s=latency_s)
     )
@@ -48,7 +51,7 @@ def test_held_out_conversations_at_every_latency(model, conversations, latency_s
         score(one.turns, session.turns_as_told, duration_s=60.0)
         for one, session in zip(conversations, sessions, strict=True)
     ]
-    assert summarise(scores)["der"] < 0.30, [round(one.der, 3) for one in scores]
+    assert summarise(scores)["der"] < (MAX_DER if is_real else MAX_DER_ESPEAK), [round(one.der, 3) for one in scores]
 
 
 def test_a_speaker_who_returns_keeps_the_label(model, voices):
@@ -57,7 +60,8 @@ def test_a_speaker_who_returns_keeps_the_label(model, voices):
     assert back["kept"] >= 2, back
 
 
-def test_the_baseline_makes_more_errors(model, conversations):
+def test_the_baseline_makes_more_errors(model, shared, conversations):
+    """On voices of people: neither was made for espeak-ng's."""
     pytest.importorskip("resemblyzer", reason="the baseline needs `pip install 'voiceflow[baselines]'`")
     from benchmarks.baselines import Tuned, listen
 

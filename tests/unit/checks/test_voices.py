@@ -8,11 +8,11 @@ from voiceflow.turns import Turn
 
 
 @pytest.fixture(scope="module")
-def vectors(shared):
-    """Of twenty real voices, each in a recording of its own."""
+def vectors(speech, is_real):
+    """Of twenty voices, each in a recording of its own."""
     found = {}
-    for speaker, utterances in read_utterances(shared / "data" / "speech").items():
-        if not speaker.startswith("so-") or len(found) == 20:
+    for speaker, utterances in read_utterances(speech).items():
+        if (is_real and not speaker.startswith("so-")) or len(found) == 20:
             continue
         samples = utterances[0].place.load()
         turns = [Turn(spoken.start_s, spoken.end_s, speaker) for spoken in utterances]
