@@ -29,6 +29,7 @@ from voiceflow.stages.validate import validate
 
 HOME = Path(".voiceflow/acceptance")
 DATASET = Path("data/prepared")
+DESCRIBED = Path(__file__).parent.parent / "data" / "corpora"
 MANY, MANY_S = sized(10_000, tiny=40), 12.0
 HELD = sized(100, tiny=4)
 """Recordings, and how long each is."""
@@ -209,7 +210,7 @@ def conversations() -> Iterator[tuple[str, Row]]:
     )
     compared = compare_rhythms(DATASET, [])
     with tempfile.TemporaryDirectory() as folder:
-        figures = write_report(compared, read_descriptions(), Path(folder))
+        figures = write_report(compared, read_descriptions(DESCRIBED), Path(folder))
     near = {
         f"{name} to {real}": round(mean_ks(rows[real]), 3)
         for name, rows in compared.distances.items()

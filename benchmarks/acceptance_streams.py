@@ -131,8 +131,8 @@ def steps(model: StepModel) -> Iterator[tuple[str, Row]]:
 
 def kills(model: StepModel, recordings: Sequence[np.ndarray]) -> Iterator[tuple[str, Row]]:
     """Item 3: twenty rounds each under two hundred live streams."""
-    minute = kill.long_enough(recordings, sized(60.0, tiny=14.0))
-    several = kill.long_enough(recordings, sized(270.0, tiny=24.0))
+    minute = kill.long_enough(recordings, sized(60.0, tiny=8.0))
+    several = kill.long_enough(recordings, sized(270.0, tiny=16.0))
     rows = {
         "3 sockets cut at random": lambda: kill.cut_sockets(
             model, minute, rounds=ROUNDS, streams=KILL_STREAMS, every_s=2.0

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.signal
 
+from benchmarks.items import sized
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora.read import Utterance, read_utterances
 from voiceflow.metrics import der_interval, score, summarise
@@ -28,6 +29,7 @@ from voiceflow.timebase import SAMPLE_RATE_HZ
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
+LONG_S = sized(30.0, tiny=3.0)
 WHISPERS = ("en+whisper", "en+whisperf")
 
 
@@ -59,7 +61,7 @@ class Voices:
             self._segments[name] = speaker_segments(self._utterances[name], self._vad, max_s=MAX_SPEECH_S)[0]
         return self._segments[name]
 
-    def long_ones(self, minimum_s: float = 30.0) -> list[str]:
+    def long_ones(self, minimum_s: float = LONG_S) -> list[str]:
         """Voices with enough speech for long conversations."""
         return [
             name
@@ -314,7 +316,7 @@ def lone_voices(scorer: Scorer, voices: Voices, *, count: int, minutes: float) -
     ]
     rows = {
         f"one voice for {minutes:g} min": alone(scorer, monologues),
-        "children": alone(scorer, children),
+        **({"children": alone(scorer, children)} if children else {}),
         "started in mid-word": alone(scorer, [_from_mid_word(samples_N) for samples_N in monologues]),
     }
     rows["espeak-ng whisper"] = alone(scorer, [whisper(voice) for voice in WHISPERS])

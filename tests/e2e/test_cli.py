@@ -1,6 +1,8 @@
 """The commands as a user types them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.server import free_port
 from voiceflow.audio import write_flac
 from voiceflow.streaming.batch import diarize
 from voiceflow.turns import read_rttm
@@ -94,3 +97,16 @@ def test_wrong_usage_is_told(arguments, code, words):
     assert result.returncode == code
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_without_a_run_the_shipped_model_is_shown_live(tmp_path):
+    """What `make run` ends with where a step of the pipeline failed."""
+    port = free_port()
+    env = {**os.environ, "VOICEFLOW_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "voiceflow.cli", "bench", "demo", "--port", str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "serving voiceflow-diarizer" in done.stdout
+    [der] = re.findall(r"DER against the reference: ([\d.]+) %", done.stdout)
+    assert float(der) < 25.0

@@ -11,6 +11,8 @@ from components.drift import drift
 from pipelines.__main__ import PIPELINES, compile_to
 from voiceflow.adapters.stream_log import FolderLog
 from voiceflow.cli.explain import read_steps
+from voiceflow.cli.pipeline import _last_words
+from voiceflow.errors import DataRefusedError
 from voiceflow.streaming.statistics import NAMES
 
 REPO = Path(__file__).parents[2]
@@ -73,3 +75,15 @@ def test_the_drift_step_tells_drifted_from_calm_and_writes_its_report(tmp_path, 
         told.append(drift.python_func(*arguments, report=report, verdict=verdict))
         assert "<html" in (tmp_path / f"{name}-r").read_text()[:500].lower()
     assert told == ["calm", "drifted"]
+
+
+def test_a_refusal_in_a_log_is_told_whole_with_what_to_do(tmp_path):
+    error = DataRefusedError(["narrow_band: the spectrum ends like a wall: train-00001"], "report.html")
+    log = tmp_path / "run.log"
+    log.write_text(f"[kfp] starting\nvoiceflow.errors.DataRefusedError: {error}\n[kfp] the task failed\n")
+    told = _last_words(log)
+    assert told.startswith("the data was refused for 1 fault(s):")
+    assert "narrow_band" in told
+    assert "full report: report.html" in told
+    assert "what to do: look at the report" in told
+    assert "[kfp]" not in told

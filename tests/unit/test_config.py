@@ -36,3 +36,10 @@ def test_an_unknown_profile_lists_those_there_are():
 
 def test_a_t4_figure_that_nobody_measured_is_unmeasured(params):
     assert params.latency.max_p99_ms["t4"] == "unmeasured"
+
+
+def test_the_quick_profile_ends_by_steps(params):
+    """A busy machine trains the same model, later."""
+    quick = load_params(REPO / "params.yaml", profile="quick")
+    assert quick.train.max_minutes is None
+    assert quick.train.steps < params.train.steps

@@ -66,8 +66,11 @@ def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
     for start, end in runs(silent_T):
         around = slice(max(0, start - near), end + near)
         speech_db = level_db_T[around][speech_T[around]]
+        # Of a long pause what lies near speech, too.
+        pause_db = level_db_T[start:end]
+        pause_db = pause_db if len(pause_db) <= 2 * near else np.concatenate([pause_db[:near], pause_db[-near:]])
         if len(speech_db) >= MIN_NEAR_S * FRAMES_PER_S:
-            found.append((float(np.median(speech_db) - np.median(level_db_T[start:end])), int(end - start)))
+            found.append((float(np.median(speech_db) - np.median(pause_db)), len(pause_db)))
     if min(int(speech_T.sum()), sum(length for _, length in found)) < MIN_CONTRAST_S * FRAMES_PER_S:
         return None
     found.sort()

@@ -71,3 +71,22 @@ def test_channels_that_are_silent_cancel_or_belong_to_somebody_else(turns):
         right[:, None], RATE_HZ, turns, contrast_db(levels_db(right, RATE_HZ), turns) - 5
     )
     assert wrong_channel(left[:, None], RATE_HZ, turns, 20.0) == ""
+
+
+def test_levels_are_compared_with_pauses_near_by():
+    """The second half is 20 dB louder, and has all the pauses but one."""
+    level_db_T = np.full(6000, -60.0)
+    level_db_T[3000:] += 20.0
+    turns = [Turn(0.0, 29.5, "a")] + [Turn(30.0 + 3.0 * number, 31.5 + 3.0 * number, "a") for number in range(10)]
+    for turn in turns:
+        level_db_T[int(turn.start_s * 100) : int(turn.end_s * 100)] += 12.0
+    assert contrast_db(level_db_T, turns) == pytest.approx(12.0)
+    late = [Turn(turn.start_s + 1.5, turn.end_s + 1.5, "a") for turn in turns[1:]]
+    assert contrast_db(level_db_T, late) < 0.0
+
+
+def test_hardly_any_pause_tells_nothing():
+    level_db_T = np.random.default_rng(0).normal(-50.0, 6.0, 2000)
+    turns = [Turn(0.9 + 2.0 * number, 2.8 + 2.0 * number, "a") for number in range(9)] + [Turn(18.9, 20.0, "a")]
+    assert contrast_db(level_db_T, turns) is None
+    assert label_lag(level_db_T, turns) == (0.0, 0.0, 0.0)

@@ -21,6 +21,18 @@ def test_a_wall_in_the_spectrum_is_found_where_it_is(noise):
     assert found.edge_db > 40.0
 
 
+def test_dull_voices_are_no_low_rate(noise):
+    """Vowels end like a wall at 2.5 kHz, but an "s" now and then lies above it; at a lower rate it could not."""
+    vowels = soxr.resample(soxr.resample(noise, RATE_HZ, 5_000), 5_000, RATE_HZ)
+    hiss = np.diff(noise, n=2, append=[0.0, 0.0]).astype(np.float32)
+    is_hiss = np.arange(len(noise)) // 1600 % 20 == 7
+    dull = np.where(is_hiss, hiss, vowels)
+    assert band(vowels, RATE_HZ).bandwidth_share < 0.4
+    assert band(dull, RATE_HZ).bandwidth_share == 1.0
+    low = soxr.resample(soxr.resample(dull, RATE_HZ, 8_000), 8_000, RATE_HZ)
+    assert band(np.round(low * 32767) / np.float32(32768), RATE_HZ).bandwidth_share < 0.6
+
+
 def test_a_telephone_falls_off_gently_and_is_no_wall(noise):
     from voiceflow.simulation.acoustics import telephone_band
 
@@ -40,6 +52,17 @@ def test_zeros_count_inside_turns_only(noise):
     lost[5 * RATE_HZ : 6 * RATE_HZ] = 0.0
     assert dropout_s(lost, RATE_HZ, [Turn(4.0, 7.0, "a")]) == pytest.approx(1.0)
     assert dropout_s(lost, RATE_HZ, [Turn(0.0, 5.05, "a"), Turn(5.95, 8.0, "b")]) == 0.0
+
+
+def test_what_16_bits_cannot_tell_is_not_lost(noise):
+    """Words that fade into silence leave exact zeros between them; those that are cut off were lost."""
+    fades = np.abs(np.sin(np.pi * np.arange(len(noise)) / (2 * RATE_HZ))) ** 12 * np.float32(0.05)
+    quiet = np.round(noise * fades * 32767).astype(np.int16).astype(np.float32) / np.float32(32768)
+    turns = [Turn(0.0, 20.0, "a")]
+    assert np.mean(quiet == 0.0) > 0.3
+    assert dropout_s(quiet, RATE_HZ, turns) == 0.0
+    quiet[int(4.9 * RATE_HZ) : int(5.6 * RATE_HZ)] = 0.0  # a word has its loudest at 5 s
+    assert dropout_s(quiet, RATE_HZ, turns) == pytest.approx(0.7, abs=0.1)
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000])
