@@ -25,6 +25,9 @@ REPO = Path(__file__).parent.parent
 PATIENCE_S = 600.0
 """For what must come: only where it is broken does it take so long, however slow and busy the machine is."""
 T = TypeVar("T")
+# httpx gives up after 5 s, which a busy machine may take for anything.
+for _limit in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _limit, PATIENCE_S)
 
 
 def eventually(probe: Callable[[], T], what: str = "what was awaited", *, patience_s: float = PATIENCE_S) -> T:
