@@ -76,6 +76,9 @@ def clone(target: str, *, cache: bool = True, recordings: bool = False, busy: in
         minutes = round((time.monotonic() - began_s) / 60, 1)
     lines = done.stdout.splitlines()
     figures: dict[str, Any] = {"minutes": minutes, "exit": done.returncode, "last_lines": lines[-12:]}
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if "WARNING" not in line]
+        figures["errors"] = told[-12:]
     passed = done.returncode == 0 and (busy > 0 or minutes <= MAX_MINUTES[target])
     if target == "run":
         figures["live"] = any(line.startswith("serving voiceflow-diarizer") for line in lines)

@@ -59,6 +59,11 @@ print(json.dumps({plan.name: [plan.condition, plan.speakers, plan.seed, plan.awa
 """
 """Runs with the code of 0.1.0."""
 
+NO_DATA = (
+    "held-out conversations are made of data/speech and data/meetings, which are not to be had here; set VOICEFLOW_SHARED to a "
+    "folder with them, or put DVC's remote of a machine that has them into .voiceflow/dvc-remote"
+)
+
 Say = Callable[[str], None]
 Row = dict[str, Any]
 
@@ -91,6 +96,11 @@ def make(say: Say) -> None:
     Raises:
         PlatformError: That commit, its libraries or its data cannot be had.
     """
+    remote = Path(".voiceflow/dvc-remote").resolve()
+    shared = Path(os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve()
+    # Before gigabytes are installed for it.
+    if not any(place.is_dir() for place in (shared / "data" / "speech", remote)):
+        raise PlatformError(NO_DATA)
     tree = (HOME / "code").resolve()
     if not (tree / "params.yaml").is_file():
         say(f"a git worktree of 0.1.0 in {tree}")
@@ -100,18 +110,13 @@ def make(say: Say) -> None:
     _run(["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", "VENV=.venv"], cwd=tree)
     python = str(tree / ".venv" / "bin" / "python")
     say("its data")
-    remote = Path(".voiceflow/dvc-remote").resolve()
     _run(
         [python, "-m", "dvc", "remote", "add", "--quiet", "--local", "--force", "--default", "here", str(remote)],
         cwd=tree,
     )
-    shared = str(Path(os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve())
-    _run([python, "-m", "voiceflow.cli", "data", "ensure"], cwd=tree, env={"VOICEFLOW_SHARED": shared})
+    _run([python, "-m", "voiceflow.cli", "data", "ensure"], cwd=tree, env={"VOICEFLOW_SHARED": str(shared)})
     if not (tree / "data" / "speech").is_dir() or not (tree / "data" / "meetings").is_dir():
-        raise PlatformError(
-            "held-out conversations are made of data/speech and data/meetings, which are not to be had here; set "
-            "VOICEFLOW_SHARED to a folder with them, or `dvc push` them from a machine that has them"
-        )
+        raise PlatformError(NO_DATA)
     if changed := _run(["git", "status", "--porcelain", "-uno", "data"], cwd=tree).split():
         say(f"{', '.join(changed[1::2])}: another version than 0.1.0 pins; the digests will tell whether that matters")
     say("32 conversations to choose by, 240 to judge by")

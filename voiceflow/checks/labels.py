@@ -57,25 +57,36 @@ def true_units(turns: Sequence[Turn], duration_s: float) -> tuple[list[Turn], st
 
 
 def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
-    """Level inside turns less that of the pauses near them, the median over pauses by their length; None where there is
-    too little of one of them."""
+    """How much louder it is inside turns than outside, by what speaks most for the turns; None where there is too
+    little of one of them.
+
+    Medians over the recording, and medians over pauses, by their length, of how much louder speech near them is than
+    all of the pause and than what of it lies near speech: levels change, and a sound may fill a pause.
+    """
     speech_T = labelled(len(level_db_T), turns)
     silent_T = ~labelled(len(level_db_T), [replace(turn, end_s=turn.end_s + AFTER_TURN_S) for turn in turns])
     near = int(NEAR_S * FRAMES_PER_S)
-    found: list[tuple[float, int]] = []
+    whole: list[tuple[float, int]] = []
+    edges: list[tuple[float, int]] = []
     for start, end in runs(silent_T):
         around = slice(max(0, start - near), end + near)
         speech_db = level_db_T[around][speech_T[around]]
-        # Of a long pause what lies near speech, too.
         pause_db = level_db_T[start:end]
-        pause_db = pause_db if len(pause_db) <= 2 * near else np.concatenate([pause_db[:near], pause_db[-near:]])
+        near_db = pause_db if len(pause_db) <= 2 * near else np.concatenate([pause_db[:near], pause_db[-near:]])
         if len(speech_db) >= MIN_NEAR_S * FRAMES_PER_S:
-            found.append((float(np.median(speech_db) - np.median(pause_db)), len(pause_db)))
-    if min(int(speech_T.sum()), sum(length for _, length in found)) < MIN_CONTRAST_S * FRAMES_PER_S:
+            whole.append((float(np.median(speech_db) - np.median(pause_db)), len(pause_db)))
+            edges.append((float(np.median(speech_db) - np.median(near_db)), len(near_db)))
+    if min(int(speech_T.sum()), sum(length for _, length in whole)) < MIN_CONTRAST_S * FRAMES_PER_S:
         return None
-    found.sort()
-    lengths = np.cumsum([length for _, length in found])
-    return found[int(np.searchsorted(lengths, lengths[-1] / 2))][0]
+    overall = float(np.median(level_db_T[speech_T]) - np.median(level_db_T[silent_T]))
+    return max(overall, _weighted_median(whole), _weighted_median(edges))
+
+
+def _weighted_median(rows: list[tuple[float, int]]) -> float:
+    """Of values with weights."""
+    ordered = sorted(rows)
+    weights = np.cumsum([weight for _, weight in ordered])
+    return ordered[int(np.searchsorted(weights, weights[-1] / 2))][0]
 
 
 def wrong_channel(samples_NC: FloatArray, rate_hz: int, turns: Sequence[Turn], mix_db: float | None) -> str:

@@ -28,6 +28,8 @@ MAX_USUAL_EVENTS = 0.15
 """Median loudness of other sounds, for speech at a root mean square of 1."""
 MIN_WORD_S = 0.12
 """What is left of a turn, if it is shorter than this, stays silent."""
+MIN_CONTRAST = 2.5
+"""Power in turns relative to that between them, medians."""
 NOISE_SPEEDS = (0.85, 1.15)
 GATE_S = 0.3
 """A gate closes so long after the last word."""
@@ -83,7 +85,9 @@ class Simulator:
         mixed_N = mixed_N[:num_samples]
         power = energy / num_spoken if num_spoken else 1e-6
         # 3) what else is heard
-        self._surround(rng, mixed_N, plan.condition, np.float32(np.sqrt(power)))
+        surround_N = np.zeros_like(mixed_N)
+        self._surround(rng, surround_N, plan.condition, np.float32(np.sqrt(power)))
+        mixed_N += surround_N * np.float32(_surround_gain(mixed_N, surround_N, turns))
         if rng.random() < variety.gated_share:
             _gate(mixed_N, spans)
         # 4) how it reaches us
@@ -295,6 +299,25 @@ def _add_round(rng: Generator, mixed_N: FloatArray, noise_N: FloatArray, gain: n
         mixed_N[position : position + len(piece_N)] += piece_N
         position += len(piece_N)
         offset = 0
+
+
+def _surround_gain(speech_N: FloatArray, surround_N: FloatArray, turns: Sequence[Turn]) -> float:
+    """Gain at which speech is still louder than what is heard without it, or turns would say nothing; nearly always 1."""
+    hop = SAMPLE_RATE_HZ // 100
+    speech_T, surround_T = (
+        np.einsum("tn,tn->t", frames_TN, frames_TN)
+        for frames_TN in (one_N[: len(one_N) // hop * hop].reshape(-1, hop) for one_N in (speech_N, surround_N))
+    )
+    spoken_T = np.zeros(len(speech_T), np.bool_)
+    for turn in turns:
+        spoken_T[int(turn.start_s * 100) : int(turn.end_s * 100) + 1] = True
+    if spoken_T.all() or not spoken_T.any():
+        return 1.0
+    for gain in (1.0, 0.5, 0.25):
+        heard_T = speech_T + gain**2 * surround_T
+        if np.median(heard_T[spoken_T]) >= MIN_CONTRAST * np.median(heard_T[~spoken_T]):
+            return gain
+    return 0.125
 
 
 def _gate(mixed_N: FloatArray, spans: Sequence[Span]) -> None:

@@ -81,7 +81,7 @@ def test_levels_are_compared_with_pauses_near_by():
     for turn in turns:
         level_db_T[int(turn.start_s * 100) : int(turn.end_s * 100)] += 12.0
     assert contrast_db(level_db_T, turns) == pytest.approx(12.0)
-    late = [Turn(turn.start_s + 1.5, turn.end_s + 1.5, "a") for turn in turns[1:]]
+    late = [turns[0]] + [Turn(turn.start_s + 1.5, turn.end_s + 1.5, "a") for turn in turns[1:]]
     assert contrast_db(level_db_T, late) < 0.0
 
 
