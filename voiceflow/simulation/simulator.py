@@ -302,7 +302,7 @@ def _add_round(rng: Generator, mixed_N: FloatArray, noise_N: FloatArray, gain: n
 
 
 def _surround_gain(speech_N: FloatArray, surround_N: FloatArray, turns: Sequence[Turn]) -> float:
-    """Gain at which speech is still louder than what is heard without it, or turns would say nothing; nearly always 1."""
+    """Gain at which speech is still louder than what is heard without it, or turns would say nothing; mostly 1."""
     hop = SAMPLE_RATE_HZ // 100
     speech_T, surround_T = (
         np.einsum("tn,tn->t", frames_TN, frames_TN)
