@@ -361,7 +361,9 @@ def demo(
                     if time.monotonic() > deadline_s:
                         raise PlatformError(f"no server on port {port} after {START_S:g} s") from None
                     time.sleep(0.2)
-            told = health["model"]
+            told = health.get("model") if isinstance(health, dict) else None
+            if told is None:
+                raise PlatformError(f"another server answers on port {port}; `make run PORT=9000` takes another port")
             out.print(
                 f"\nserving {told['name']} {told['version']} ({told['precision']}); streaming {name} as if spoken now\n"
             )
@@ -390,7 +392,8 @@ def _demo_talk(dataset: Path | None, scratch: Path) -> tuple[str, Path, Path]:
     if dataset is None:
         audio = pretrained_path().with_name("sample.flac")
         return "a conversation of two espeak-ng voices", audio, audio.with_suffix(".rttm")
-    recording = next(row for row in read_recordings(dataset, "test") if len(row.speakers) == 2)
+    recordings = read_recordings(dataset, "test")
+    recording = next((row for row in recordings if len(row.speakers) == 2), recordings[0])
     audio = scratch / f"{recording.name}.flac"
     write_flac(audio, read_samples(dataset, recording)[: seconds_to_samples(DEMO_S)])
     turns = turns_within(read_turns(dataset, recording), 0.0, DEMO_S)
