@@ -65,7 +65,7 @@ intro:
 
 test: setup tools ## All tests, lint, types and import contracts
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fmt: setup ## Format the code
 	$(BIN)/ruff format .
