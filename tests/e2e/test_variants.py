@@ -291,7 +291,10 @@ def test_a_stream_that_is_resumed_where_its_model_is_not_goes_on_with_the_champi
         await socket.send(pcm[: 6 * 32_000])
         [before] = one.values("voiceflow_checkpoints_total")
         await socket.close()
-        saved = lambda: one.values("voiceflow_checkpoints_total") > [before]  # noqa: E731
+
+        def saved():
+            return one.values("voiceflow_checkpoints_total") > [before]
+
         await asyncio.to_thread(eventually, saved, "the stream in the store")
         socket = await websockets.connect(url(other))
         await socket.send(json.dumps(START | {"resume_token": started["resume_token"]}))
