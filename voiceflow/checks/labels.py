@@ -26,6 +26,8 @@ MIN_CONTRAST_S, AFTER_TURN_S = 2.0, 0.2
 """Speech and its absence that are needed to compare turns with levels; what follows a turn is its echo."""
 NEAR_S, MIN_NEAR_S = 2.0, 0.2
 """A pause is compared with speech so near to it, for levels change; with less of it, it is left out."""
+ENOUGH_SHARE = 0.2
+"""A window of so much speech and so much silence counts in full; one of speech alone fits anywhere."""
 CHANNEL_GAIN_DB = 6.0
 """One channel fits the turns so much better than the mix of all: the turns are of it alone."""
 SILENT_CHANNEL_DB = 50.0
@@ -142,14 +144,29 @@ def label_lag(level_db_T: LevelArray, turns: Sequence[Turn]) -> Lag:
     # at(0) and at(1) are the shifts at both ends; all pairs of them are tried.
     at_SW = shifts[:, None, None] * (1.0 - centre_W) + shifts[None, :, None] * centre_W
     index = np.round(at_SW).astype(np.int64) + len(shifts) // 2
-    total_SS = fits_WL[np.arange(len(starts)), index].mean(axis=-1)
+    share_W = np.array([speech_T[start : start + window].mean() for start in starts])
+    weight_W = np.minimum(1.0, np.minimum(share_W, 1.0 - share_W) / ENOUGH_SHARE)
+    if not weight_W.any():
+        return nothing
+    weight_W /= weight_W.sum()
+    total_SS = fits_WL[np.arange(len(starts)), index] @ weight_W
     first, last = np.unravel_index(int(total_SS.argmax()), total_SS.shape)
     best, now = float(total_SS[first, last]), float(total_SS[len(shifts) // 2, len(shifts) // 2])
     # In a short recording the best of all shifts at the very edge of them is no best one.
     at_edge = len(shifts) - 1 in (first, last) or 0 in (first, last)
     if best < MIN_FIT or (at_edge and len(speech_T) < EVIDENCE_S * FRAMES_PER_S):
         return nothing
-    return Lag(float(shifts[first]) * LAG_STEP_S, float(shifts[last]) * LAG_STEP_S, best - now)
+    gain_W = fits_WL[np.arange(len(starts)), index[first, last]] - fits_WL[:, len(shifts) // 2]
+    gain = min(best - now, _gain_elsewhere(gain_W, weight_W, starts, window))
+    return Lag(float(shifts[first]) * LAG_STEP_S, float(shifts[last]) * LAG_STEP_S, gain)
+
+
+def _gain_elsewhere(gain_W: LevelArray, weight_W: LevelArray, starts: npt.NDArray[np.int64], window: int) -> float:
+    """The least mean gain without one window and those that overlap it, where half of all remain: one turn that begins
+    too late moves no others."""
+    apart_WW = np.abs(starts[:, None] - starts[None, :]) >= window
+    kept = [apart_W for apart_W in apart_WW if 2 * int(apart_W.sum()) >= len(starts) and weight_W[apart_W].any()]
+    return min((float(np.average(gain_W[each], weights=weight_W[each])) for each in kept), default=np.inf)
 
 
 def _fits(loud_T: LevelArray, speech_T: LevelArray, start: int, window: int) -> LevelArray:

@@ -57,6 +57,24 @@ def test_clocks_that_differ_give_a_lag_that_grows(turns):
     assert lag.at_end_s == pytest.approx(-1.2, abs=0.2)
 
 
+@pytest.mark.parametrize("seed", [13, 19, 29, 52])
+def test_one_turn_that_begins_too_late_is_no_lag_of_all(seed):
+    """Speech was found half a second after a whisper began, and what follows hardly has a pause."""
+    rng = np.random.default_rng(seed)
+    starts_ends = [(1.0, 4.0), (9.0, 12.0), (25.0, 35.0), (28.0, 29.0), (36.0, 45.0), (45.1, 60.0)]
+    right = [Turn(start_s, end_s, "ab"[index % 2]) for index, (start_s, end_s) in enumerate(starts_ends)]
+    level_db_T = np.full(6000, -70.0)
+    for turn in right:
+        level_db_T[int(turn.start_s * 100) : int(turn.end_s * 100)] = -32.0
+    level_db_T[3500:3600] = -40.0
+    level_db_T[3800:] = np.repeat(rng.choice([-35.0, -58.0], 22), 100)
+    level_db_T += rng.normal(0.0, 3.0, 6000)
+    one_late = [replace(turn, start_s=25.6) if turn.start_s == 25.0 else turn for turn in right]
+    assert label_lag(level_db_T, one_late).gain < 0.03
+    all_late = [replace(turn, start_s=turn.start_s + 0.6, end_s=min(60.0, turn.end_s + 0.6)) for turn in right]
+    assert label_lag(level_db_T, all_late).gain > 0.06
+
+
 def test_channels_that_are_silent_cancel_or_belong_to_somebody_else(turns):
     left = spoken(turns, 60.0)
     mix_db = contrast_db(levels_db(left, RATE_HZ), turns)
