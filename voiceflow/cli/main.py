@@ -5,7 +5,7 @@ import sys
 import typer
 
 import voiceflow
-from voiceflow.cli import audio, data, drift, live, pipeline, registry, rollout, stages, t4
+from voiceflow.cli import audio, bench, data, drift, live, pipeline, registry, rollout, stages, t4
 from voiceflow.cli.console import error
 from voiceflow.errors import ConfigError, VoiceflowError
 
@@ -21,8 +21,8 @@ app.command("diarize")(audio.diarize)
 app.command("stream")(live.stream)
 app.command("serve")(live.serve)
 app.command("score")(audio.score)
-live.bench_app.command("t4")(t4.bench_t4)
-app.add_typer(live.bench_app, name="bench")
+bench.bench_app.command("t4")(t4.bench_t4)
+app.add_typer(bench.bench_app, name="bench")
 app.command("stage")(stages.stage)
 app.add_typer(data.app, name="data")
 app.command("promote")(registry.promote)
