@@ -44,7 +44,7 @@ tools: espeak ## Install what tests talk to, where it is missing and can be: Red
 	 || echo "missing:$$missing; their tests are skipped (apt-get install$$missing)"
 
 run: intro setup espeak ## The pipeline from data to promotion, then a live stream (set PORT if 8080 is taken)
-	@$(BIN)/voiceflow run --profile $(PROFILE); status=$$?; \
+	@rm -f .voiceflow/last-run.json; $(BIN)/voiceflow run --profile $(PROFILE); status=$$?; \
 	 if [ $$status -ne 0 ] && [ -f .voiceflow/last-run.json ]; then status=0; \
 	  echo "the new model was not promoted (reasons above); the champion goes on serving"; fi; \
 	 if [ $$status -ne 0 ]; then echo "the pipeline did not come to its end (above); here is the shipped model, live:"; fi; \
