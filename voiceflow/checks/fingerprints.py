@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from voiceflow.checks.signal import FloatArray
+from voiceflow.turns import Turn
 
 PrintArray = npt.NDArray[np.uint32]
+SpokenArray = npt.NDArray[np.bool_]
 RATE_HZ, WINDOW, HOP = 4000, 1024, 64
 """256 ms every 16 ms, at 4 kHz: what a telephone leaves is enough."""
 LOW_HZ, HIGH_HZ, NUM_BANDS = 300.0, 1900.0, 33
@@ -23,6 +25,8 @@ MIN_HITS = 3
 BLOCK_S = 1.0
 MAX_BIT_ERRORS = 0.3
 """Of a second of the same sound fewer bits differ; of unrelated ones about half."""
+MIN_SPOKEN_BLOCKS, MIN_SPOKEN_SHARE = 3, 0.25
+"""Where somebody speaks in either of two copies, so much is the same at least; a noise in common is so elsewhere."""
 
 
 class SameSound(NamedTuple):
@@ -60,8 +64,17 @@ def fingerprint(samples_N: FloatArray, rate_hz: int) -> PrintArray:
     return np.concatenate(words)
 
 
-def same_sounds(prints: Sequence[PrintArray]) -> list[SameSound]:
-    """Pairs of recordings with sound in common, and how much; for `fingerprint` of each."""
+def spoken_words(num_words: int, turns: Sequence[Turn]) -> SpokenArray:
+    """Whether somebody speaks at the time of each word of a `fingerprint`, shape (T,)."""
+    spoken_T = np.zeros(num_words, np.bool_)
+    for turn in turns:
+        first, last = (round((at_s * RATE_HZ - WINDOW / 2) / HOP) for at_s in (turn.start_s, turn.end_s))
+        spoken_T[max(0, first) : max(0, last)] = True
+    return spoken_T
+
+
+def same_sounds(prints: Sequence[PrintArray], spoken: Sequence[SpokenArray]) -> list[SameSound]:
+    """Pairs of recordings with sound in common, and how much; for `fingerprint` and `spoken_words` of each."""
     lengths = [len(words_T) for words_T in prints]
     words = np.concatenate([np.zeros(0, np.uint32), *prints])
     owners = np.repeat(np.arange(len(prints), dtype=np.int32), lengths)
@@ -72,7 +85,7 @@ def same_sounds(prints: Sequence[PrintArray]) -> list[SameSound]:
     candidates = _hits(words, owners, times, len(prints))
     found = []
     for first, second, offset in candidates:
-        matched_s = _matched_s(prints[first], prints[second], offset)
+        matched_s = _matched_s((prints[first], prints[second]), (spoken[first], spoken[second]), offset)
         if matched_s > 0:
             found.append(SameSound(first, second, matched_s))
     return found
@@ -110,18 +123,23 @@ def _hits(
     return [(pair // num_recordings, pair % num_recordings, shift) for pair, (_, shift) in sorted(best.items())]
 
 
-def _matched_s(first_T: PrintArray, second_T: PrintArray, offset: int) -> float:
-    """Seconds whose bits agree where the second is moved by `offset` words, or one more or less."""
+def _matched_s(words: tuple[PrintArray, PrintArray], spoken: tuple[SpokenArray, SpokenArray], offset: int) -> float:
+    """Seconds whose bits agree where the second is moved by `offset` words, or one more or less; 0 where speech is not
+    among them."""
     block = round(BLOCK_S * RATE_HZ / HOP)
     most = 0
     for shift in (offset - 1, offset, offset + 1, offset + 2):
         start = max(0, shift)
-        length = min(len(first_T), len(second_T) + shift) - start
+        length = min(len(words[0]), len(words[1]) + shift) - start
         if length < block:
             continue
-        ours, theirs = first_T[start : start + length], second_T[start - shift : start - shift + length]
+        one, other = slice(start, start + length), slice(start - shift, start - shift + length)
+        ours, theirs = words[0][one], words[1][other]
         audible = (ours != 0) & (theirs != 0)
         errors = np.where(audible, np.bitwise_count(ours ^ theirs) / 32.0, 0.5)
-        blocks = errors[: length // block * block].reshape(-1, block).mean(axis=1)
-        most = max(most, int((blocks < MAX_BIT_ERRORS).sum()))
+        whole = length // block * block
+        is_same = errors[:whole].reshape(-1, block).mean(axis=1) < MAX_BIT_ERRORS
+        speaks = (spoken[0][one] | spoken[1][other])[:whole].reshape(-1, block).mean(axis=1) > 0.5
+        if speaks.sum() < MIN_SPOKEN_BLOCKS or is_same[speaks].mean() >= MIN_SPOKEN_SHARE:
+            most = max(most, int(is_same.sum()))
     return most * BLOCK_S

@@ -26,6 +26,8 @@ MIN_CONTRAST_S, AFTER_TURN_S = 2.0, 0.2
 """Speech and its absence that are needed to compare turns with levels; what follows a turn is its echo."""
 NEAR_S, MIN_NEAR_S = 2.0, 0.2
 """A pause is compared with speech so near to it, for levels change; with less of it, it is left out."""
+MAX_PAUSE_WEIGHT_S = 1.0
+"""A longer pause counts no more: one that a sound fills does not speak for a recording."""
 ENOUGH_SHARE = 0.2
 """A window of so much speech and so much silence counts in full; one of speech alone fits anywhere."""
 CHANNEL_GAIN_DB = 6.0
@@ -62,8 +64,9 @@ def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
     """How much louder it is inside turns than outside, by what speaks most for the turns; None where there is too
     little of one of them.
 
-    Medians over the recording, and medians over pauses, by their length, of how much louder speech near them is than
-    all of the pause and than what of it lies near speech: levels change, and a sound may fill a pause.
+    Medians over the recording, and medians over pauses, by their length up to a second, of how much louder speech
+    near them is than all of the pause and than what of it lies near speech: levels change, and a sound may fill a
+    pause.
     """
     speech_T = labelled(len(level_db_T), turns)
     silent_T = ~labelled(len(level_db_T), [replace(turn, end_s=turn.end_s + AFTER_TURN_S) for turn in turns])
@@ -85,9 +88,9 @@ def contrast_db(level_db_T: LevelArray, turns: Sequence[Turn]) -> float | None:
 
 
 def _weighted_median(rows: list[tuple[float, int]]) -> float:
-    """Of values with weights."""
+    """Of differences in dB and their pauses' lengths in frames."""
     ordered = sorted(rows)
-    weights = np.cumsum([weight for _, weight in ordered])
+    weights = np.cumsum([min(length, int(MAX_PAUSE_WEIGHT_S * FRAMES_PER_S)) for _, length in ordered])
     return ordered[int(np.searchsorted(weights, weights[-1] / 2))][0]
 
 

@@ -3,14 +3,14 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from voiceflow.audio import file_digest, read_file, resample
-from voiceflow.checks.fingerprints import PrintArray, fingerprint, same_sounds
+from voiceflow.checks.fingerprints import PrintArray, SpokenArray, fingerprint, same_sounds, spoken_words
 from voiceflow.checks.labels import EVIDENCE_S, contrast_db, label_lag, true_units, turn_rows, wrong_channel
 from voiceflow.checks.signal import band, clipped, dropout_s, levels_db, low_band_share, voice_height
 from voiceflow.checks.voices import VectorArray, Voices, voice_vectors
@@ -55,6 +55,7 @@ class Measured:
     row: Row
     turns: list[Row]
     words_T: PrintArray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    spoken_T: SpokenArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     vectors: dict[str, list[VectorArray]] = field(default_factory=dict)
 
 
@@ -119,10 +120,12 @@ def measure_item(item: Item, config: ValidateConfig) -> Measured:
     }
     row["label_drift_s"] = abs(lag.most_s) if row["label_lag_gain"] >= config.min_label_lag_gain else 0.0
     heard_N = resample(samples_N, rate_hz) if rate_hz >= 8000 else samples_N
+    words_T = fingerprint(samples_N, rate_hz)
     return Measured(
         row,
         turn_rows(item.name, turns, duration_s),
-        fingerprint(samples_N, rate_hz),
+        words_T,
+        spoken_words(len(words_T), turns),
         voice_vectors(heard_N, turns) if rate_hz >= 8000 and len(turns) else {},
     )
 
@@ -180,12 +183,11 @@ def _row_of(item: Item) -> Row:
 
 
 def tables_of(
-    items: Sequence[Item], measured: Iterable[Measured], config: ValidateConfig
+    items: Sequence[Item], measured: Sequence[Measured], config: ValidateConfig
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Rows of recordings, turns and speakers, with what only shows between recordings: copies, and voices again."""
     recording_rows: list[Row] = []
     all_turn_rows: list[Row] = []
-    words: list[PrintArray] = []
     vectors: dict[str, dict[str, list[VectorArray]]] = defaultdict(dict)
     spoken: dict[str, set[str]] = defaultdict(set)
     for item, one in zip(items, measured, strict=True):
@@ -196,23 +198,23 @@ def tables_of(
             row[other] = None if item.is_made else row[kept]
             row[kept] = row[kept] if item.is_made else None
         all_turn_rows += one.turns
-        words.append(one.words_T)
         for speaker in {*(item.declared_speakers or ()), *one.row["turn_speakers"]}:
             spoken[speaker].add(item.split)
         for speaker, found in one.vectors.items():
             vectors[speaker][item.name] = found
-    _tell_copies(recording_rows, words)
+    _tell_copies(measured)
     return recording_rows, all_turn_rows, _speaker_rows(spoken, vectors, config)
 
 
-def _tell_copies(rows: list[Row], words: Sequence[PrintArray]) -> None:
+def _tell_copies(measured: Sequence[Measured]) -> None:
+    rows = [one.row for one in measured]
     groups: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         groups[row["samples_digest"] or row["place"]].append(row["name"])
     for row in rows:
         same = groups[row["samples_digest"] or row["place"]]
         row |= {"copies": len(same), "same_audio": ", ".join(name for name in same if name != row["name"])}
-    for pair in same_sounds(words):
+    for pair in same_sounds([one.words_T for one in measured], [one.spoken_T for one in measured]):
         first, second = rows[pair.first], rows[pair.second]
         if first["samples_digest"] == second["samples_digest"]:
             continue

@@ -192,13 +192,13 @@ def low_band_share(samples_N: FloatArray, rate_hz: int, turns: Sequence[Turn]) -
 
 
 def _spectrum(samples_N: FloatArray, size: int, low_bins: int) -> npt.NDArray[np.float64] | None:
-    """Mean power spectrum less the twentieth of frames with most in the lowest bins, such as a door that slams; None of
-    less than half a second."""
+    """Mean power spectrum of the half of frames with least in the lowest bins, so without doors that slam and cars that
+    pass; None of less than half a second."""
     if len(samples_N) < 4 * size:
         return None
     frames = samples_N[: len(samples_N) // size * size].reshape(-1, size) * np.hanning(size)
     power = np.abs(scipy.fft.rfft(frames, axis=1)) ** 2
-    quietest = np.argsort(power[:, :low_bins].sum(axis=1))[: len(power) - len(power) // 20]
+    quietest = np.argsort(power[:, :low_bins].sum(axis=1))[: len(power) - len(power) // 2]
     mean: npt.NDArray[np.float64] = np.mean(power[quietest], axis=0)
     return mean
 

@@ -21,6 +21,9 @@ QUIET, MIN_QUIET_S = 0.08, 0.2
 """A window below the score holds no speech; stretches of such windows shorter than this are not used."""
 CONTEXT_S = 0.5
 """What is kept of a recording around a segment of speech, at most."""
+LOUD_CONTEXT_DB, MIN_CONTEXT_S = 6.0, 0.1
+"""What surrounds a segment and is not so much fainter than it, by medians of 10 ms, is speech that the detector did not
+hear, as it does not hear every whisper: it is left out, or turns would not tell of it. Shorter context says nothing."""
 AUDIBLE_DB = -34.0
 """A speechless piece with no 20 ms louder than this, relative to its speech, is silence."""
 
@@ -41,7 +44,7 @@ class Segment:
     """Speech between two pauses, with what the recording holds around it.
 
     Sample `core_start` is the first of speech, `core_end` the first after it; before and after lie at
-    most `CONTEXT_S` of breath and room.
+    most `CONTEXT_S` of breath and room, and nothing where it is as loud as the speech.
     """
 
     samples_N: Int16Array
@@ -155,8 +158,22 @@ def _with_context(piece: FloatArray, speech: list[tuple[int, int]]) -> list[Segm
         first = max(0 if index == 0 else speech[index - 1][1], start - context)
         last = min(len(piece) if index + 1 == len(speech) else speech[index + 1][0], end + context)
         first, last = min(first, start), max(last, end)
+        first = start if _is_speech(piece[first:start], piece[start:end]) else first
+        last = end if _is_speech(piece[end:last], piece[start:end]) else last
         segments.append(Segment(_to_int16(piece[first:last]), start - first, end - first))
     return segments
+
+
+def _is_speech(context_N: FloatArray, core_N: FloatArray) -> bool:
+    """Whether what lies beside speech is about as loud as speech."""
+    if len(context_N) < MIN_CONTEXT_S * SAMPLE_RATE_HZ:
+        return False
+    hop = SAMPLE_RATE_HZ // 100
+    context, core = (
+        float(np.median(np.mean(samples_N[: len(samples_N) // hop * hop].reshape(-1, hop) ** 2, axis=1)))
+        for samples_N in (context_N, core_N)
+    )
+    return bool(context > core * 10.0 ** (-LOUD_CONTEXT_DB / 10.0))
 
 
 def _sounds(piece: FloatArray, spans: Spans) -> list[Int16Array]:

@@ -103,6 +103,15 @@ def test_levels_are_compared_with_pauses_near_by():
     assert contrast_db(level_db_T, late) < 0.0
 
 
+def test_one_long_pause_full_of_sound_does_not_speak_for_a_recording():
+    level_db_T = np.full(6000, -40.0)
+    turns = [Turn(9.0 * number, 9.0 * number + 8.3, "a") for number in range(5)] + [Turn(50.0, 60.0, "a")]
+    for turn in turns[:-1]:
+        level_db_T[int(turn.end_s * 100) : int(turn.end_s * 100) + 70] = -55.0
+    level_db_T[4470:5000] = -38.0
+    assert contrast_db(level_db_T, turns) == pytest.approx(15.0)
+
+
 def test_hardly_any_pause_tells_nothing():
     level_db_T = np.random.default_rng(0).normal(-50.0, 6.0, 2000)
     turns = [Turn(0.9 + 2.0 * number, 2.8 + 2.0 * number, "a") for number in range(9)] + [Turn(18.9, 20.0, "a")]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soxr
 
-from voiceflow.checks.signal import band, clipped, dropout_s
+from voiceflow.checks.signal import band, clipped, dropout_s, low_band_share
 from voiceflow.turns import Turn
 
 RATE_HZ = 16_000
@@ -70,3 +70,18 @@ def test_short_recordings_have_nothing_to_say(length):
     samples = np.zeros(length, np.float32)
     assert band(samples, RATE_HZ).bandwidth_share == 1.0
     assert dropout_s(samples, RATE_HZ, [Turn(0.0, 1.0, "a")]) >= 0.0
+
+
+def test_what_rumbles_now_and_then_is_no_high_rate():
+    """Four cars pass in a minute in which somebody whispers; hum all the time is told."""
+    rng = np.random.default_rng(0)
+    time_s = np.arange(60 * 16_000) / 16_000
+    whisper = np.diff(rng.normal(0.0, 0.01, len(time_s) + 1))
+    turns = [Turn(10.0 * number, 10.0 * number + 7.0, "a") for number in range(6)]
+    speaks = np.zeros(len(time_s))
+    for turn in turns:
+        speaks[int(turn.start_s * 16_000) : int(turn.end_s * 16_000)] = 1.0
+    hum = 0.05 * np.sin(2.0 * np.pi * 45.0 * time_s)
+    cars = hum * ((time_s % 20.0 > 2.0) & (time_s % 20.0 < 4.0))
+    assert low_band_share(whisper * speaks + cars, 16_000, turns) < 0.1
+    assert low_band_share((whisper + hum) * speaks, 16_000, turns) > 0.9
