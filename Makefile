@@ -21,7 +21,7 @@ help: ## List the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (about 2 minutes with a warm network, 2.5 GB)"
+	@echo "installing into $(VENV) (about 3 minutes, 2.5 GB)"
 	@$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools==80.9.0" wheel
 	@$(BIN)/pip install --quiet -c constraints.txt "torch==2.13.0"
 	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet -c constraints.txt -e ".[train,pipelines,validation,serve,otel,dev]"
@@ -44,8 +44,8 @@ tools: espeak ## Install what tests talk to, where it is missing and can be: Red
 	 || echo "missing:$$missing; their tests are skipped (apt-get install$$missing)"
 
 run: intro setup espeak ## The pipeline from data to promotion, then a live stream (set PORT if 8080 is taken)
-	@rm -f .voiceflow/last-run.json; $(BIN)/voiceflow run --profile $(PROFILE); status=$$?; \
-	 if [ $$status -ne 0 ] && [ -f .voiceflow/last-run.json ]; then status=0; \
+	@last="$${VOICEFLOW_HOME:-.voiceflow}/last-run.json"; rm -f "$$last"; $(BIN)/voiceflow run --profile $(PROFILE); status=$$?; \
+	 if [ $$status -ne 0 ] && [ -f "$$last" ]; then status=0; \
 	  echo "the new model was not promoted (reasons above); the champion goes on serving"; fi; \
 	 if [ $$status -ne 0 ]; then echo "the pipeline did not come to its end (above); here is the shipped model, live:"; fi; \
 	 $(BIN)/voiceflow bench demo --port $(PORT) || exit $$?; \

@@ -31,12 +31,24 @@ CLONES: dict[str, tuple[str, dict[str, Any]]] = {
     "1e make test, shared recordings, two busy processes": ("test", {"recordings": True, "busy": 2}),
 }
 SLOW = tuple(CLONES)
+NOT_OURS = (
+    "VOICEFLOW_SHARED",
+    "VOICEFLOW_HOME",
+    "MLFLOW_TRACKING_URI",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "VIRTUAL_ENV",
+)
+"""Variables that a new user has not set, or that an outer make has."""
 
 
 def items(*, slow: bool, item: str = "") -> Iterator[tuple[str, Row]]:
     """Each item's name and row."""
     numbers: dict[str, Callable[[], Iterator[tuple[str, Row]]]] = {"2": rules, "3": manifests, "4": smoke}
     if slow:
+        if not any(name.startswith(item) for name in CLONES):
+            raise SystemExit(f"--item {item}: with --slow expected 1a to 1e; all others without")
         for name, (target, options) in CLONES.items():
             if name.startswith(item):
                 yield name, clone(target, **options)
@@ -61,7 +73,7 @@ def clone(target: str, *, cache: bool = True, recordings: bool = False, busy: in
             return {"passed": None, "figures": "skipped: no $VOICEFLOW_SHARED"}
         if recordings and found is not None:
             (Path(scratch) / "shared").symlink_to(found)
-        env = {name: value for name, value in os.environ.items() if name not in ("VOICEFLOW_SHARED", "VOICEFLOW_HOME")}
+        env = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
         env |= {} if cache else {"PIP_NO_CACHE_DIR": "1"}
         others = [subprocess.Popen(["yes"], stdout=subprocess.DEVNULL) for _ in range(busy)]
         began_s = time.monotonic()

@@ -184,7 +184,7 @@ class Stage:
         self._stack.callback(thread.join)
         self._stack.callback(self.callers.stop)
         # Some of them are between two calls, or were told to come again.
-        self._until(lambda: self.callers.num_begun >= 0.8 * streams)
+        self._until(lambda: self.callers.num_begun >= 0.8 * streams, "the callers")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -237,7 +237,7 @@ class Stage:
                 break
             time.sleep(START_AGAIN_S)
         outcome.seconds = time.monotonic() - began_s
-        self._until(self._is_settled)
+        self._until(self._is_settled, "the split in all processes")
         journal = json.loads((self.folder / "split.json.journal").read_text())
         outcome.status, outcome.why = journal["status"], journal["why"] or complaint.strip()
         outcome.told = self.callers.since(began_s)
@@ -251,15 +251,15 @@ class Stage:
         ]
         return outcome
 
-    def _until(self, probe: Callable[[], bool]) -> None:
+    def _until(self, probe: Callable[[], bool], what: str) -> None:
         began_s = time.monotonic()
         while not probe():
             if time.monotonic() - began_s > STUCK_S:
-                raise RuntimeError(f"{probe} did not come; see {self.server.log}")
+                raise RuntimeError(f"{what} did not come; see {self.server.log}")
             time.sleep(0.2)
 
     def _is_settled(self) -> bool:
-        """Whether all processes act on the split that there is now, and hold no model but the champion."""
+        """Whether all processes act on the split that there is now and, without a challenger, hold the champion alone."""
         split = read_split(notes_at(str(self.split)))
         assert split is not None
         metrics = self.server.metrics()

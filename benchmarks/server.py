@@ -93,20 +93,32 @@ class Server:
         self.log.unlink(missing_ok=True)
 
 
-def free_port() -> int:
-    """A port that nothing listens on, below those that connections get; workers of pytest-xdist have ranges of their own."""
+_given: set[int] = set()
+"""Ports that `free_port` has given out in this process."""
+
+
+def free_port(neighbours: int = 1) -> int:
+    """The first of so many ports in a row that nothing listens on and nobody here was given, below those that connections
+    get; workers of pytest-xdist have ranges of their own."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = 20_000 + 1_000 * (worker % 12)
-    for port in random.SystemRandom().sample(range(first, first + 1_000), 1_000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                continue
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    for port in random.SystemRandom().sample(range(first, first + 1_000 - neighbours), 1_000 - neighbours):
+        row = range(port, port + neighbours)
+        if not _given.intersection(row) and all(map(_is_free, row)):
+            _given.update(row)
             return port
     raise AssertionError(f"no free port from {first} on")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def wait_for(process: "subprocess.Popen[bytes]", url: str, log: Path, *, start_s: float) -> None:

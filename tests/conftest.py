@@ -69,9 +69,9 @@ def model() -> StepModel:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    folder = (REPO / os.environ.get("VOICEFLOW_SHARED", "../shared")).resolve()
-    if not (folder / "data").is_dir():
-        pytest.skip(f"no shared recordings in {folder}: set VOICEFLOW_SHARED to a folder that has them")
+    folder = _shared_or_none()
+    if folder is None:
+        pytest.skip("no shared recordings in ../shared: set VOICEFLOW_SHARED to a folder that has them")
     return folder
 
 

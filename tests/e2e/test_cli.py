@@ -99,9 +99,16 @@ def test_wrong_usage_is_told(arguments, code, words):
     assert "Traceback" not in result.stderr
 
 
+def test_a_demo_beside_another_server_says_so(server):
+    done = voiceflow("bench", "demo", "--port", str(server))
+    assert done.returncode == 1
+    assert f"port {server} is taken" in done.stderr
+    assert "make run PORT=" in done.stderr
+
+
 def test_without_a_run_the_shipped_model_is_shown_live(tmp_path):
     """What `make run` ends with where a step of the pipeline failed."""
-    port = free_port()
+    port = free_port(neighbours=2)
     env = {**os.environ, "VOICEFLOW_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
     env.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "voiceflow.cli", "bench", "demo", "--port", str(port)]

@@ -85,7 +85,9 @@ def test_logs_are_json_and_name_the_stream(start_server, talk):
     [(_, client)] = asyncio.run(drive(port, talk, streams=1, speed=0.0))
 
     def of_it():
-        rows = [json.loads(line) for line in Path(start_server.logs[-1]).read_text().splitlines() if line[-1:] == "}"]
+        lines = Path(start_server.logs[-1]).read_text().splitlines()
+        whole = [line for line in lines if line[:1] == "{" and line[-1:] == "}"]
+        rows = [json.loads(line) for line in whole]
         return [row for row in rows if row.get("stream") == client.started["session_id"]]
 
     eventually(lambda: len(of_it()) >= 2, "the end of the stream in the log")

@@ -62,7 +62,7 @@ def test_a_speaker_who_returns_keeps_the_label(model, voices):
 
 def test_the_baseline_makes_more_errors(model, shared, conversations):
     """On voices of people: neither was made for espeak-ng's."""
-    pytest.importorskip("resemblyzer", reason="the baseline needs `pip install 'voiceflow[baselines]'`")
+    pytest.importorskip("resemblyzer", reason="missing: `pip install -c constraints.txt -e '.[baselines]'`")
     from benchmarks.baselines import Tuned, listen
 
     ours = stream_recordings([one.samples_N for one in conversations], model, StreamSettings("pcm_f32le"))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,10 @@ def demo(
 
     from voiceflow.adapters.home import home
 
+    for number in (port, port + 1):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", number)) == 0:
+                raise PlatformError(f"port {number} is taken by another server; `make run PORT=9000` takes other ports")
     last = home() / "last-run.json"
     if dataset is None and last.is_file():
         dataset = Path(json.loads(last.read_text(encoding="utf-8"))["dataset"])
@@ -165,10 +170,7 @@ def demo(
             deadline_s = time.monotonic() + START_S
             while True:
                 if server.poll() is not None:
-                    raise PlatformError(
-                        f"the server ended at once; is port {port} or {port + 1} taken? `make run PORT=9000` takes "
-                        f"others, `voiceflow serve --http-port {port}` says why"
-                    )
+                    raise PlatformError(f"the server ended at once; `voiceflow serve --http-port {port}` says why")
                 try:
                     health = httpx.get(f"http://127.0.0.1:{port}/health").json()
                     break
@@ -176,9 +178,7 @@ def demo(
                     if time.monotonic() > deadline_s:
                         raise PlatformError(f"no server on port {port} after {START_S:g} s") from None
                     time.sleep(0.2)
-            told = health.get("model") if isinstance(health, dict) else None
-            if told is None:
-                raise PlatformError(f"another server answers on port {port}; `make run PORT=9000` takes another port")
+            told = health["model"]
             out.print(
                 f"\nserving {told['name']} {told['version']} ({told['precision']}); streaming {name} as if spoken now\n"
             )

@@ -26,7 +26,7 @@ def held_out(utterances: Mapping[str, Sequence[Utterance]]) -> dict[str, str]:
     """Which voices of a corpus are held out: ``dev`` or ``test`` by speaker.
 
     A voice is known by its name here, such as ``ls-150``, or by the one that its source gives it: speaker ``150`` of
-    a corpus whose source begins with "LibriSpeech".
+    a corpus whose source begins with "LibriSpeech", or ``librispeech-150``, as `voiceflow data get` names it.
 
     Args:
         utterances: What `read_utterances` returned.
@@ -38,7 +38,7 @@ def held_out(utterances: Mapping[str, Sequence[Utterance]]) -> dict[str, str]:
         split = ours.get(speaker)
         for source in sources:
             if split is None and spans[0].source.lower().startswith(source):
-                split = theirs.get((source, speaker))
+                split = theirs.get((source, speaker.removeprefix(f"{spans[0].source}-")))
         if split is not None:
             found[speaker] = split
     return found

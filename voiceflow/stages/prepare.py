@@ -15,6 +15,7 @@ import numpy as np
 from voiceflow import rhythm, simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
+from voiceflow.corpora import heldout
 from voiceflow.corpora.heldout import held_out
 from voiceflow.corpora.read import (
     UNSPLIT,
@@ -184,6 +185,7 @@ def _breathing(plans: Sequence[ConversationPlan]) -> list[str]:
 def _sources() -> list[str]:
     """Digests of the code that makes conversations: what other code has left is not gone on with."""
     paths = [*sorted(Path(simulation.__file__).parent.glob("*.py")), Path(rhythm.__file__), Path(__file__)]
+    paths += [Path(heldout.__file__), Path(heldout.__file__).with_suffix(".yaml")]
     return [file_digest(path) for path in paths]
 
 

@@ -58,11 +58,13 @@ def test_voices_that_are_held_out_stay_so_whatever_comes_with_them(params):
         *alone["dev"],
         *alone["test"],
     }
-    got = voices(["150", "163", "19", "26"], "librispeech", split="train") | voices("abcdefgh", "mine")
-    named_by_source = split_speakers(got, params.prepare)
-    assert "150" in named_by_source["test"]
-    assert "163" in named_by_source["dev"]
-    assert {"19", "26"} < set(named_by_source["train"])
+    for prefix in ("", "librispeech-"):  # `data get` puts the corpus before the name
+        names = [f"{prefix}{number}" for number in (150, 163, 19, 26)]
+        got = voices(names, "librispeech", split="train") | voices("abcdefgh", "mine")
+        named_by_source = split_speakers(got, params.prepare)
+        assert names[0] in named_by_source["test"]
+        assert names[1] in named_by_source["dev"]
+        assert set(names[2:]) < set(named_by_source["train"])
 
 
 def test_fewer_voices_to_train_on_leave_those_held_out_alone(params):
