@@ -57,6 +57,8 @@ run: intro setup espeak ## The pipeline from data to promotion, then a live stre
 	 exit $$status
 
 intro:
+	@$(PYTHON) -c "import socket, sys; taken = [port for port in ($(PORT), $(PORT) + 1) if not socket.socket().connect_ex(('127.0.0.1', port))]; \
+	 sys.exit(f'port {taken[0]} is taken by another server: make run PORT=9000 takes other ports' if taken else 0)"
 	@echo "make run: about 10 minutes on two cores"
 	@echo "  1. installs what is missing          3 minutes, 2.5 GB into $(VENV), once"
 	@echo "  2. runs the pipeline                 6 minutes: makes conversations, checks them, trains on from the shipped weights,"

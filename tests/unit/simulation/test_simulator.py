@@ -1,5 +1,6 @@
 """Training conversations: rhythm, rooms, codecs, people who come and go, and what they are made of."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import soundfile
 from conftest import small
 
+from voiceflow.checks.labels import contrast_db
+from voiceflow.checks.signal import levels_db
 from voiceflow.corpora.read import read_sounds
 from voiceflow.errors import AudioError, DataError
 from voiceflow.rhythm import measure_rhythm, rhythm_distances
@@ -230,3 +233,22 @@ def test_gated_pauses_are_digital_silence(config, stock, segments):
             assert talk.samples_N[int(turn.start_s * 16_000) : int(turn.end_s * 16_000)].any()
         silent += int(np.sum(talk.samples_N == 0.0))
     assert silent > 16_000
+
+
+def test_speech_is_louder_than_what_surrounds_it_however_loud_that_is(config, stock, segments):
+    quiet = with_variety(config, level_change_share=0.0, gated_share=0.0, opus_share=0.0)
+    din = replace(stock, noises=[noise_N * np.float32(6.0) for noise_N in stock.noises])
+    for seed in range(6):
+        talk = Simulator(quiet, din).make(plan("far", seed=seed), segments)
+        contrast = contrast_db(levels_db(talk.samples_N, 16_000), talk.turns)
+        assert contrast is None or contrast > 2.0
+
+
+def test_quiet_conversations_have_a_converters_noise(config, stock, segments):
+    """Steps of 16 bits would make digital silence of what is quieter; what a gate has closed is none."""
+    faint = with_variety(config, level_dbfs_range=(-75.0, -75.0), level_change_share=0.0, opus_share=0.0)
+    for gated_share in (0.0, 1.0):
+        talk = Simulator(with_variety(faint, gated_share=gated_share), stock).make(plan(), segments)
+        steps_N = np.round(talk.samples_N * 32_768.0)
+        zeros = np.convolve(steps_N == 0.0, np.ones(320), "valid") == 320
+        assert zeros.any() == (gated_share == 1.0)
