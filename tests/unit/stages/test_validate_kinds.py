@@ -14,13 +14,13 @@ def corpus(tmp_path_factory):
 
 def test_no_rule_calls_critical_what_prepare_makes(params, corpus, tmp_path):
     """Four seeds; children, whispering and dull voices; every condition, codec and style."""
-    counts = params.prepare.conversations.model_copy(update={"train": 30, "dev": 2, "test": 4})
+    counts = params.prepare.conversations.model_copy(update={"train": 20, "dev": 2, "test": 4})
     variety = params.prepare.variety.model_copy(update={"stock_size": 2, "opus_share": 0.4, "gated_share": 0.3})
     changes = {"conversations": counts, "conversation_s": 20.0, "variety": variety, "num_workers": 1}
     params = params.model_copy(update={"prepare": params.prepare.model_copy(update=changes)})
     found = measure(params, range(1, 5), corpus=corpus, folder=tmp_path)
     assert found["critical"] == {}
-    assert found["recordings"] == 144
+    assert found["recordings"] == 104
     assert set(found["condition"]) == {"close", "room", "far", "telephone", "headset"}
     assert set(found["style"]) == {"meeting", "call", "broadcast", "sparse", "held out"}
     assert set(found["voice"]) == {"es", "child", "whisper", "klatt"}
