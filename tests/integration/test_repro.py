@@ -70,6 +70,7 @@ def change(folder, section, **values):
 def test_the_whole_way_then_nothing_then_only_what_depends_on_a_change(place):
     everything = ["prepare", "validate", "train", "evaluate", "export", "latency"]
     assert stages_run(dvc(place, "repro")) == everything
+    digests = yaml.safe_load((place / "dvc.lock").read_text())["stages"]
     assert stages_run(dvc(place, "repro")) == []
     figures = json.loads(dvc(place, "metrics", "show", "--json"))
     shown = figures[""]["data"]
@@ -79,3 +80,8 @@ def test_the_whole_way_then_nothing_then_only_what_depends_on_a_change(place):
     change(place, "evaluate", min_slice_recordings=5)
     change(place, "latency", repeats=11)
     assert stages_run(dvc(place, "repro")) == ["latency"]
+    # prepare again, from nothing, gives the same bytes: the same digests wherever it is done.
+    shutil.rmtree(place / "data" / "prepared")
+    dvc(place, "repro", "--force", "--single-item", "prepare")
+    again = yaml.safe_load((place / "dvc.lock").read_text())["stages"]
+    assert again["prepare"]["outs"][0]["md5"] == digests["prepare"]["outs"][0]["md5"]

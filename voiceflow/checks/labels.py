@@ -165,8 +165,8 @@ def label_lag(level_db_T: LevelArray, turns: Sequence[Turn]) -> Lag:
 
 
 def _gain_elsewhere(gain_W: LevelArray, weight_W: LevelArray, starts: npt.NDArray[np.int64], window: int) -> float:
-    """The least mean gain without one window and those that overlap it, where half of all remain: one turn that begins
-    too late moves no others."""
+    """The least mean gain without one of W windows and those that overlap it, where half of all remain: one turn that
+    begins too late moves no others. Infinity where so few windows do not tell."""
     apart_WW = np.abs(starts[:, None] - starts[None, :]) >= window
     kept = [apart_W for apart_W in apart_WW if 2 * int(apart_W.sum()) >= len(starts) and weight_W[apart_W].any()]
     return min((float(np.average(gain_W[each], weights=weight_W[each])) for each in kept), default=np.inf)

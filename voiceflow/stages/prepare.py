@@ -16,7 +16,6 @@ from voiceflow import rhythm, simulation
 from voiceflow.audio import FloatArray, file_digest, write_flac
 from voiceflow.config import PrepareConfig
 from voiceflow.corpora import heldout
-from voiceflow.corpora.heldout import held_out
 from voiceflow.corpora.read import (
     UNSPLIT,
     AudioPlace,
@@ -71,7 +70,7 @@ def split_speakers(utterances: Mapping[str, Sequence[Utterance]], config: Prepar
     """
     if len(utterances) < 8:
         raise DataError(f"{config.corpus}: expected at least 8 speakers to split, got {len(utterances)}")
-    known = held_out(utterances)
+    known = heldout.held_out(utterances)
     in_split = {split: {utterances[name][0].source for name in known if known[name] == split} for split in HELD_OUT}
     divided = in_split["dev"] & in_split["test"]
     declared = {name: spans[0].split for name, spans in utterances.items() if spans[0].split} | known
