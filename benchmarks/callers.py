@@ -12,7 +12,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 PACKET_S = 0.1
 SLOTS = 10
-"""Packets of a tenth of a second are sent in so many turns."""
+"""Packets of a tenth of a second are sent in so many turns; in fewer, servers score more of them at once."""
 START = json.dumps({"type": "start", "audio": {"encoding": "pcm_s16le", "sample_rate": 16_000, "channels": 1}})
 PATIENCE_S = 120.0
 AGAIN_S = 1.0
@@ -101,6 +101,7 @@ class Callers:
         number: Calls at a time.
         length_s: Least and greatest length of a call.
         seed: Of lengths and recordings.
+        slots: See `SLOTS`.
     """
 
     url: str
@@ -108,6 +109,7 @@ class Callers:
     number: int
     length_s: tuple[float, float] = (15.0, 40.0)
     seed: int = 0
+    slots: int = SLOTS
     done: list[Call] = field(default_factory=list)
     _calls: list[Call | None] = field(default_factory=list)
     _is_over: bool = False
@@ -126,8 +128,8 @@ class Callers:
         connecting: set[asyncio.Task[None]] = set()
         tick = 0
         while not self._is_over or any(self._calls):
-            await asyncio.sleep(max(0.0, begin_s + tick * PACKET_S / SLOTS - loop.time()))
-            for index in range(tick % SLOTS, self.number, SLOTS):
+            await asyncio.sleep(max(0.0, begin_s + tick * PACKET_S / self.slots - loop.time()))
+            for index in range(tick % self.slots, self.number, self.slots):
                 call = self._calls[index]
                 if call is None:
                     if not self._is_over and loop.time() >= due_s[index]:

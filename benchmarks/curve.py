@@ -20,10 +20,11 @@ from benchmarks.items import sized
 from voiceflow.adapters.data_versions import git_commit
 from voiceflow.config import Params, load_params
 from voiceflow.export import make_metadata
+from voiceflow.models.step import TorchStep
 from voiceflow.stages.dataset import read_recordings, read_summary
 from voiceflow.stages.plots import new_figure, save_figure
 from voiceflow.stages.prepare import prepare
-from voiceflow.stages.scoring import SplitScores, TorchStep
+from voiceflow.stages.scoring import SplitScores
 from voiceflow.stages.train import load_trained, train
 
 HOME, RESULTS = Path(".voiceflow/curve"), Path("docs/results")

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import yaml
 
-from benchmarks.callers import Callers
+from benchmarks.callers import SLOTS, Callers
 from benchmarks.challengers import write_challenger
 from benchmarks.promotions import MlflowServer
 from benchmarks.server import Server, free_port, wait_for
@@ -132,6 +132,7 @@ class Stage:
         streams: Calls at a time.
         scrape: How often Prometheus looks.
         length_s: Least and greatest length of a call.
+        slots: In how many turns callers send their packets of a tenth of a second.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Stage:
         streams: int,
         scrape: str = "1s",
         length_s: tuple[float, float] = (15.0, 40.0),
+        slots: int = SLOTS,
     ) -> None:
         self.folder, self.params = folder, params
         self.split = folder / "split.json"
@@ -154,6 +156,7 @@ class Stage:
         }
         self._scrape = scrape
         self._people = (recordings, streams, length_s)
+        self._slots = slots
         self._stack = ExitStack()
 
     def __enter__(self) -> "Stage":
@@ -178,7 +181,7 @@ class Stage:
             prometheus(self.folder / "prometheus", self.server.http_port, scrape=self._scrape)
         )
         recordings, streams, length_s = self._people
-        self.callers = Callers(self.server.url, recordings, streams, length_s)
+        self.callers = Callers(self.server.url, recordings, streams, length_s, slots=self._slots)
         thread = Thread(target=lambda: asyncio.run(self.callers.run(ramp_s=length_s[1])))
         thread.start()
         self._stack.callback(thread.join)

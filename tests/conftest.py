@@ -13,6 +13,7 @@ from typing import TypeVar
 import httpx
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from benchmarks.server import free_port
 from voiceflow.config import Params, load_params
@@ -55,6 +56,18 @@ def eventually(probe: Callable[[], T], what: str = "what was awaited", *, patien
             last = err
         time.sleep(0.05)
     raise AssertionError(f"{what} did not come: {last!r}")
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker to ask for it makes, for all of them to read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +114,11 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = _shared_or_none()
     if found is not None:
         return found / "data" / "speech"
-    folder = tmp_path_factory.mktemp("speech")
-    synthesise_corpus(folder, num_speakers=72, sentences_each=12, seed=20)
-    return folder
+    return made_once(
+        tmp_path_factory,
+        "speech",
+        lambda folder: synthesise_corpus(folder, num_speakers=72, sentences_each=12, seed=20),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +130,11 @@ def is_real(speech: Path) -> bool:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen espeak-ng voices."""
-    folder = tmp_path_factory.mktemp("corpus")
-    synthesise_corpus(folder, num_speakers=16, sentences_each=4, seed=3)
-    return folder
+    return made_once(
+        tmp_path_factory,
+        "corpus",
+        lambda folder: synthesise_corpus(folder, num_speakers=16, sentences_each=4, seed=3),
+    )
 
 
 def small(params: Params, **changes: object) -> Params:
@@ -133,9 +150,11 @@ def small(params: Params, **changes: object) -> Params:
 @pytest.fixture(scope="session")
 def dataset(params: Params, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of ten conversations of 12 s."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    prepare(small(params).prepare, folder, corpus=corpus, revision="test")
-    return folder
+    return made_once(
+        tmp_path_factory,
+        "prepared",
+        lambda folder: prepare(small(params).prepare, folder, corpus=corpus, revision="test"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from voiceflow.stages.dataset import read_recordings, read_samples
 
 pytestmark = pytest.mark.e2e
 STEPS = [0.2, 1.0]
-CALLS = 24
+CALLS, SLOTS = 16, 2
+"""Packets of all come in two turns: steps of many streams take this machine less."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def stage(tmp_path_factory, params, dataset):
     config = params.model_copy(update={"rollout": params.rollout.model_copy(update=quick)})
     recordings = [read_samples(dataset, row) for row in read_recordings(dataset, "test")]
     folder = tmp_path_factory.mktemp("stage")
-    with Stage(folder, recordings, config, streams=CALLS, scrape="250ms", length_s=(4.0, 9.0)) as stage:
+    with Stage(folder, recordings, config, streams=CALLS, scrape="250ms", length_s=(4.0, 9.0), slots=SLOTS) as stage:
         yield stage
 
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -7,22 +8,21 @@ from voiceflow.adapters.data_versions import data_commit, digest_of, fetch, revi
 from voiceflow.errors import DataError, PlatformError
 
 
-@pytest.fixture
-def repo(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
     """A git repository whose data has two versions under DVC, the second not committed."""
-    folder = tmp_path / "repo"
+    folder = tmp_path_factory.mktemp("origin") / "repo"
     folder.mkdir()
-    monkeypatch.chdir(folder)
 
     def run(*command):
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
     dvc = (sys.executable, "-m", "dvc")
     run("git", "init", "-q")
     run("git", "config", "user.email", "test@example.org")
     run("git", "config", "user.name", "test")
     run(*dvc, "init", "-q")
-    run(*dvc, "remote", "add", "-q", "-d", "local", str(tmp_path / "remote"))
+    run(*dvc, "remote", "add", "-q", "-d", "local", str(folder.parent / "remote"))
     for version in ("first", "second"):
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / "words.txt").write_text(version)
@@ -31,6 +31,15 @@ def repo(tmp_path, monkeypatch):
         if version == "first":
             run("git", "add", ".")
             run("git", "commit", "-q", "-m", "first")
+    return folder
+
+
+@pytest.fixture
+def repo(tmp_path, origin, monkeypatch):
+    """A copy of it."""
+    folder = tmp_path / "repo"
+    shutil.copytree(origin, folder)
+    monkeypatch.chdir(folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Data in an S3 remote: pulled at a revision by whoever has git and the bucket; compared between revisions."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -30,25 +31,31 @@ def s3(tmp_path_factory):
     process.wait()
 
 
-@pytest.fixture
-def repo(tmp_path, s3, monkeypatch):
+@pytest.fixture(scope="module")
+def environment():
+    """The bucket's credentials."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory, s3, environment):
     """A repository whose data has two versions in the bucket, and none of it in its cache any more."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    folder = tmp_path / "repo"
+    folder = tmp_path_factory.mktemp("origin") / "repo"
     (folder / "data" / "talks").mkdir(parents=True)
-    monkeypatch.chdir(folder)
     dvc = [sys.executable, "-m", "dvc"]
 
     def run(*command):
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
     run("git", "init", "-q", "-b", "main")
     run("git", "config", "user.email", "test@example.org")
     run("git", "config", "user.name", "test")
     run(*dvc, "init", "-q")
-    run(*dvc, "remote", "add", "-q", "-d", "team", f"s3://{BUCKET}/{tmp_path.name}")
+    run(*dvc, "remote", "add", "-q", "-d", "team", f"s3://{BUCKET}/team")
     run(*dvc, "remote", "modify", "-q", "team", "endpointurl", s3)
     for version, (name, turns) in enumerate({"one": [(1.0, 2.0)], "two": [(1.0, 2.0), (4.0, 3.0)]}.items()):
         (folder / "data" / "talks" / f"{name}.wav").write_bytes(name.encode())
@@ -58,7 +65,17 @@ def repo(tmp_path, s3, monkeypatch):
         run(*dvc, "push", "-q")
         run("git", "add", ".")
         run("git", "commit", "-q", "-m", f"version {version}")
-    subprocess.run(["rm", "-rf", ".dvc/cache", "data/talks"], check=True)
+    for left in (".dvc/cache", "data/talks"):
+        shutil.rmtree(folder / left)
+    return folder
+
+
+@pytest.fixture
+def repo(tmp_path, origin, monkeypatch):
+    """A copy of it."""
+    folder = tmp_path / "repo"
+    shutil.copytree(origin, folder)
+    monkeypatch.chdir(folder)
     return folder
 
 

@@ -10,9 +10,10 @@ from voiceflow.config import EvaluateConfig
 from voiceflow.export import make_metadata
 from voiceflow.gates import der_gate
 from voiceflow.metrics import Score, as_row, by_slice, der_interval, summarise
+from voiceflow.models.step import TorchStep
 from voiceflow.stages.dataset import read_recordings
 from voiceflow.stages.plots import new_figure, save_figure
-from voiceflow.stages.scoring import SplitScores, TorchStep, held_out, slices_of
+from voiceflow.stages.scoring import SplitScores, held_out, slices_of
 from voiceflow.stages.train import load_trained
 from voiceflow.turns import Turn, to_rttm
 

@@ -7,35 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from voiceflow.contract import ModelMetadata
 from voiceflow.metrics import Score, score
-from voiceflow.models.diarizer import Diarizer
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
 from voiceflow.streaming.batch import Scorer, stream_recordings, stream_statistics
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.turns import Turn
 
 FloatArray = npt.NDArray[np.float32]
-
-
-class TorchStep:
-    """A torch network behind the interface of `runtime.StepModel`, for models that are not exported yet."""
-
-    def __init__(self, net: Diarizer, metadata: ModelMetadata) -> None:
-        self.net = net.eval()
-        self.metadata = metadata
-
-    @torch.inference_mode()
-    def step(
-        self, features_BF: FloatArray, state_BN: FloatArray, lookahead_B: npt.NDArray[np.int64]
-    ) -> tuple[FloatArray, FloatArray]:
-        """See `runtime.StepModel.step`."""
-        activity, state = self.net(
-            torch.from_numpy(features_BF[:, None]), torch.from_numpy(state_BN), torch.from_numpy(lookahead_B)
-        )
-        return activity[:, 0].numpy(), state.numpy()
 
 
 class SplitScores:

@@ -17,9 +17,9 @@ from voiceflow.export import make_metadata
 from voiceflow.features import step_features
 from voiceflow.metrics import score, summarise
 from voiceflow.models.diarizer import Diarizer
+from voiceflow.models.step import TorchStep
 from voiceflow.simulation.sounds import background_events, textures, tunes
 from voiceflow.stages.dataset import Recording, read_recordings, read_samples, read_turns
-from voiceflow.stages.scoring import TorchStep
 from voiceflow.streaming.batch import stream_recordings
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import SAMPLE_RATE_HZ, STEP_S, FrameGrid
