@@ -14,7 +14,7 @@ FROM python:3.11.11-slim-bookworm
 COPY --from=build /opt/voiceflow /opt/voiceflow
 COPY images/prepare.sh /tmp/prepare.sh
 RUN /tmp/prepare.sh serving && rm /tmp/prepare.sh
-ENV PATH=/opt/voiceflow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
+ENV PATH=/opt/voiceflow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 VOICEFLOW_HOST=::
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080 8081

@@ -13,6 +13,7 @@ DONE, DRAINED, BAD_REQUEST, NOT_AUTHORISED, IDLE, TOO_LARGE, TOO_MANY, OURS = (
     4500,
 )
 
+MAX_TOLD_CHARS = 1000
 _BY_CODE = {
     "idle": (408, IDLE),
     "too_large": (413, TOO_LARGE),
@@ -22,6 +23,7 @@ _BY_CODE = {
     "bad_chunk": (400, BAD_REQUEST),
     "not_authorised": (401, NOT_AUTHORISED),
     "bad_token": (401, NOT_AUTHORISED),
+    "forbidden": (403, NOT_AUTHORISED),
     "draining": (503, DRAINED),
     "predictor_down": (503, OURS),
     "unavailable": (503, OURS),
@@ -53,4 +55,5 @@ def wire_code(error: Exception) -> str:
 
 def told(error: Exception) -> str:
     """What a client is told of an error; our own failures stay in the log."""
-    return str(error) if isinstance(error, VoiceflowError) else "internal error; the stream cannot go on, open another"
+    ours = "internal error; the stream cannot go on, open another"
+    return str(error)[:MAX_TOLD_CHARS] if isinstance(error, VoiceflowError) else ours

@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,87 +137,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-RESUME_S = 0.5
-"""What a resampler remembers at least of what it heard, longer than its filter: another one can go on from there."""
-
-
-class StreamResampler:
-    """Resamples one live stream to 16 kHz; the result does not depend on packet sizes.
-
-    soxr is fed in blocks of 10 ms of input, so the same audio meets the same calls.
-    """
-
-    def __init__(self, rate_hz: int) -> None:
-        self.rate_hz = check_rate(rate_hz)
-        self._block = max(1, self.rate_hz // 100)
-        self._pending = np.zeros(0, np.float32)
-        self._heard_N = np.zeros(0, np.float32)
-        self._num_forgotten = 0
-        """Samples heard before those of `_heard_N`."""
-        self._num_out = self._skip = 0
-        self._early_N = np.zeros(0, np.float32)
-        """What this resampler has ready that the one it goes on from had not."""
-        self._resampler = None
-        if self.rate_hz != SAMPLE_RATE_HZ:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(self.rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-
-    def push(self, samples_N: FloatArray, *, last: bool = False) -> FloatArray:
-        """Take samples at the stream's rate, return what is ready at 16 kHz.
-
-        Args:
-            samples_N: New samples, any number.
-            last: Whether the stream ends here, so that the filter's tail is flushed.
-        """
-        if self._resampler is None:
-            return samples_N
-        pending = np.concatenate([self._pending, samples_N])
-        whole = len(pending) // self._block * self._block
-        ready = [self._early_N, *self._resample(pending[:whole])]
-        self._early_N = np.zeros(0, np.float32)
-        self._pending = pending[whole:]
-        if last:
-            ready.append(self._resampler.resample_chunk(self._pending, last=True)[self._skip :])
-            self._pending = np.zeros(0, np.float32)
-        return np.concatenate(ready)
-
-    def _resample(self, blocks_N: FloatArray) -> list[FloatArray]:
-        assert self._resampler is not None
-        ready = []
-        for start in range(0, len(blocks_N), self._block):
-            block_out_N = self._resampler.resample_chunk(blocks_N[start : start + self._block])
-            self._num_out += len(block_out_N)
-            ready.append(block_out_N[self._skip :])
-            self._skip = max(0, self._skip - len(block_out_N))
-        self._heard_N = np.concatenate([self._heard_N, blocks_N])
-        # Another resampler can only begin where a sample falls on one of its output's.
-        period = self.rate_hz // math.gcd(self.rate_hz, SAMPLE_RATE_HZ)
-        spare = max(0, len(self._heard_N) - int(RESUME_S * self.rate_hz)) // period * period
-        self._heard_N = self._heard_N[spare:]
-        self._num_forgotten += spare
-        return ready
-
-    def to_plain(self) -> dict[str, Any]:
-        """What another resampler needs to go on from here, to the filter's precision, for `from_plain`."""
-        return {
-            "heard": self._heard_N.tobytes(),
-            "pending": self._pending.tobytes(),
-            "num_forgotten": self._num_forgotten,
-            "num_out": self._num_out + self._skip - len(self._early_N),
-        }
-
-    def from_plain(self, plain: dict[str, Any]) -> None:
-        """Go on where another resampler was: hear its last half second again, and say what it has not said."""
-        self._pending = np.frombuffer(plain["pending"], np.float32)
-        if self._resampler is None:
-            return
-        begun = plain["num_forgotten"] * SAMPLE_RATE_HZ // self.rate_hz
-        self._num_forgotten, self._num_out = plain["num_forgotten"], begun
-        self._skip = plain["num_out"] - begun
-        self._early_N = np.concatenate([self._early_N, *self._resample(np.frombuffer(plain["heard"], np.float32))])
 
 
 def decode_pcm(data: bytes, encoding: str) -> FloatArray:

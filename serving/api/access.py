@@ -16,6 +16,7 @@ from voiceflow.errors import ConfigError, StreamError
 
 SUBPROTOCOL = "voiceflow"
 """What a browser names beside its key: new WebSocket(url, ["voiceflow", key])."""
+API_KEYS, ADMIN_KEYS = "VOICEFLOW_API_KEYS", "VOICEFLOW_ADMIN_KEYS"
 WINDOW_S = 60.0
 TICKET_S = 300.0
 """So long a ticket is good."""
@@ -46,32 +47,39 @@ class Access:
     keys: dict[bytes, str] = field(default_factory=dict)
     jwt_key: str | None = None
     audience: str | None = None
+    admins: dict[bytes, str] = field(default_factory=dict)
+    """Likewise, of those who may change what is served."""
 
     @classmethod
     def from_environment(cls) -> "Access":
-        """Of `VOICEFLOW_API_KEYS` (name:key, with commas between, or a file of such lines) and `VOICEFLOW_JWT_KEY`.
+        """Of `VOICEFLOW_API_KEYS` and `VOICEFLOW_ADMIN_KEYS` (name:key, with commas between, or a file of such lines)
+        and `VOICEFLOW_JWT_KEY`.
 
         Raises:
             ConfigError: An entry that is not name:key.
         """
-        text = os.environ.get("VOICEFLOW_API_KEYS", "")
-        if text and Path(text).is_file():
-            text = Path(text).read_text(encoding="utf-8")
-        keys = {}
-        for entry in text.replace("\n", ",").split(","):
-            if not entry.strip():
-                continue
-            name, _, key = entry.strip().partition(":")
-            if not name or len(key) < 16:
-                raise ConfigError(
-                    "VOICEFLOW_API_KEYS: expected name:key with keys of at least 16 characters, commas or lines "
-                    f"between them; the entry of {name[:20]!r} is not one"
-                )
-            keys[hashlib.sha256(key.encode()).digest()] = name
-        jwt_key = os.environ.get("VOICEFLOW_JWT_KEY")
-        if jwt_key and Path(jwt_key).is_file():
-            jwt_key = Path(jwt_key).read_text(encoding="utf-8")
-        return cls(keys, jwt_key, os.environ.get("VOICEFLOW_JWT_AUDIENCE"))
+        jwt_key = _text_or_file("VOICEFLOW_JWT_KEY") or None
+        return cls(_keys(API_KEYS), jwt_key, os.environ.get("VOICEFLOW_JWT_AUDIENCE"), _keys(ADMIN_KEYS))
+
+    @property
+    def asks(self) -> bool:
+        """Whether keys are asked for at all."""
+        return bool(self.keys or self.jwt_key)
+
+    def check_admin(self, shown: str | None) -> str:
+        """The holder of an admin key.
+
+        Raises:
+            StreamError: `not_authorised` without a key, `forbidden` with another.
+        """
+        if not self.admins:
+            raise StreamError("forbidden", f"this is off here; {ADMIN_KEYS} lists keys that may")
+        if not shown:
+            raise StreamError("not_authorised", "expected an admin key: Authorization: Bearer KEY")
+        found = _holder(self.admins, shown)
+        if not found:
+            raise StreamError("forbidden", "expected an admin key, got another")
+        return found
 
     def check(self, shown: str | None) -> str:
         """The holder of a credential; empty where none is asked for.
@@ -79,19 +87,14 @@ class Access:
         Raises:
             StreamError: `not_authorised`.
         """
-        if not self.keys and not self.jwt_key:
+        if not self.asks:
             return ""
         if not shown:
             raise StreamError(
                 "not_authorised",
                 "expected an API key or a JWT: Authorization: Bearer KEY, ?token=KEY, or a subprotocol",
             )
-        digest = hashlib.sha256(shown.encode()).digest()
-        found = ""
-        for known, name in self.keys.items():  # all of them, whichever it is: time tells nothing
-            if hmac.compare_digest(known, digest):
-                found = name
-        if found:
+        if found := _holder(self.keys | self.admins, shown):
             return found
         if self.jwt_key and shown.count(".") == 2:
             return self._subject(shown)
@@ -106,6 +109,38 @@ class Access:
         except jwt.InvalidTokenError as err:
             raise StreamError("not_authorised", f"the JWT is not good here: {err}") from err
         return f"jwt:{claims['sub']}"
+
+
+def _keys(variable: str) -> dict[bytes, str]:
+    keys = {}
+    for entry in _text_or_file(variable).replace("\n", ",").split(","):
+        if not entry.strip():
+            continue
+        name, _, key = entry.strip().partition(":")
+        if not name or len(key) < 16:
+            raise ConfigError(
+                f"{variable}: expected name:key with keys of at least 16 characters, commas or lines "
+                f"between them; the entry of {name[:20]!r} is not one"
+            )
+        keys[hashlib.sha256(key.encode()).digest()] = name
+    return keys
+
+
+def _text_or_file(variable: str) -> str:
+    text = os.environ.get(variable, "")
+    try:
+        return Path(text).read_text(encoding="utf-8") if text and Path(text).is_file() else text
+    except OSError:  # too long for a path
+        return text
+
+
+def _holder(keys: dict[bytes, str], shown: str) -> str:
+    digest = hashlib.sha256(shown.encode()).digest()
+    found = ""
+    for known, name in keys.items():  # all of them, whichever it is: time tells nothing
+        if hmac.compare_digest(known, digest):
+            found = name
+    return found
 
 
 class Rates:

@@ -5,13 +5,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
+from enum import IntEnum
 from typing import Any
 
 import orjson
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from serving.errors import DONE, DRAINED, close_code, told, wire_code
-from serving.transformer import metrics
+from serving.transformer import census, metrics
 from voiceflow.errors import StreamError, VoiceflowError
 
 logger = logging.getLogger("voiceflow.streams")
@@ -19,6 +20,23 @@ CLOSE_TIMEOUT_S = 5.0
 """So long a client has to take the last messages and close its side."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Of a message in fragments; a larger single frame is refused by the WebSocket layer with 1009."""
+MAX_FRAGMENTS = 1024
+"""Of a message: as many as the largest one has in pieces of 16 KiB."""
+MAX_FRAMES_PER_S, BURST_FRAMES = 1000.0, 200.0
+"""Of one connection; more wait to be read. Microphones send 10 to 375 packets a second."""
+
+
+class Pause(IntEnum):
+    """Why nothing is read of a connection for a while."""
+
+    TASK = 1
+    """Something that takes time is done."""
+    TALK = 2
+    """More is here than its talk wants."""
+    RATE = 4
+    """Frames come faster than `MAX_FRAMES_PER_S`."""
+    END = 8
+    """The server goes."""
 
 
 class Talk(ABC):
@@ -57,6 +75,22 @@ class Talk(ABC):
         return message if retry_after_s is None else {**message, "retry_after_s": retry_after_s}
 
 
+class _Over(Talk):
+    """What is left to say when a connection is gone."""
+
+    def on_text(self, text: str) -> None:
+        """Nobody listens."""
+
+    def on_audio(self, data: bytes) -> None:
+        """Nobody listens."""
+
+    def lost(self) -> None:
+        """Once."""
+
+
+OVER = _Over()
+
+
 class Connection(WSListener):
     """A WebSocket as its talk sees it.
 
@@ -71,22 +105,29 @@ class Connection(WSListener):
         self._metrics = model_metrics
         self.is_open = False
         """Whether messages go in and out: from the handshake to the first reason to close."""
-        self.failure: Exception | None = None
-        """What the client was told why it cannot go on."""
-        self.is_paused = False
-        """Whether reading pauses."""
+        self.failure_code = ""
+        """Why the client was told that it cannot go on, if it was."""
+        self._pauses = 0
+        """Reasons, as bits."""
+        self._frames_left = BURST_FRAMES
+        """What may be taken in before reading pauses."""
+        self._frames_counted_s = 0.0
         self.last_heard_s = 0.0
         self.last_sent_s = 0.0
         self._max_unsent_bytes = max_unsent_bytes
         self._transport: WSTransport | None = None
-        self._fragments: list[bytes] = []
+        self._fragments = bytearray()
+        self._num_fragments = 0
+        """Of a message that has not come to its end."""
         self._is_text = False
-        self._held: deque[str | bytes] = deque()
-        """Came while reading paused, or while something that takes time was done."""
+        self._held: deque[tuple[bytes, bool]] = deque()
+        """Came while reading paused: data, and whether it is text."""
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         talk.connection = self
+        census.note("connection", self)
+        census.note("talk", talk)
 
     # what the WebSocket layer calls
 
@@ -95,7 +136,7 @@ class Connection(WSListener):
         self._transport = transport
         transport.underlying_transport.set_write_buffer_limits(high=self._max_unsent_bytes)
         self.is_open = True
-        self.last_heard_s = self.last_sent_s = self._loop.time()
+        self.last_heard_s = self.last_sent_s = self._frames_counted_s = self._loop.time()
         self._metrics.connections.inc()
         self._guarded(self.talk.begin)
 
@@ -112,29 +153,32 @@ class Connection(WSListener):
         if kind == WSMsgType.PONG or not self.is_open:
             return
         self.last_heard_s = self._loop.time()
+        if kind == WSMsgType.PING:
+            self._count_frame()
+            transport.send_pong(frame.get_payload_as_bytes())
+            return
         data = frame.get_payload_as_bytes()
         if kind != WSMsgType.CONTINUATION:
             self._is_text = kind == WSMsgType.TEXT
-        if self._fragments or not frame.fin:
-            self._fragments.append(data)
-            if sum(map(len, self._fragments)) > MAX_MESSAGE_BYTES:
-                self.fail(StreamError("too_large", f"expected messages of at most {MAX_MESSAGE_BYTES} bytes"))
+        if self._num_fragments or not frame.fin:
+            self._count_frame()
+            self._num_fragments += 1
+            self._fragments += data
+            if self._num_fragments > MAX_FRAGMENTS or len(self._fragments) > MAX_MESSAGE_BYTES:
+                self.fail(
+                    StreamError(
+                        "too_large",
+                        f"expected messages of at most {MAX_MESSAGE_BYTES} bytes in at most {MAX_FRAGMENTS} fragments",
+                    )
+                )
                 return
             if not frame.fin:
                 return
-            data = b"".join(self._fragments)
-            self._fragments.clear()
-        message: str | bytes = data
-        if self._is_text:
-            try:
-                message = data.decode()
-            except UnicodeDecodeError:
-                self.fail(StreamError("bad_json", "expected text in UTF-8"))
-                return
-        if self.is_paused or self._held:
-            self._held.append(message)
+            data, self._fragments, self._num_fragments = bytes(self._fragments), bytearray(), 0
+        if self._pauses or self._held:
+            self._held.append((data, self._is_text))
         else:
-            self._hand_on(message)
+            self._hand_on(data, is_text=self._is_text)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The end."""
@@ -145,6 +189,10 @@ class Connection(WSListener):
         if self._task is not None:
             self._task.cancel()
         self.talk.lost()
+        # Both refer to it, and nothing else is to keep it in memory.
+        self._transport = self._task = self._ending = None
+        self._held.clear()
+        self.talk = OVER
 
     def pause_writing(self) -> None:
         """More waits to be read than may."""
@@ -184,11 +232,11 @@ class Connection(WSListener):
             return
         if not isinstance(error, VoiceflowError):
             logger.error("a stream failed", exc_info=error)
-        self.failure = error
+        self.failure_code = wire_code(error)
         self._metrics.errors.inc()
-        metrics.REFUSALS.labels(wire_code(error)).inc()
+        metrics.REFUSALS.labels(self.failure_code).inc()
         self.send_json(self.talk.error_message(error))
-        self.close(close_code(error), wire_code(error))
+        self.close(close_code(error), self.failure_code)
 
     def close(self, code: int = DONE, reason: str = "") -> None:
         """Say no more, and disconnect once the client has read everything or its time is up."""
@@ -198,13 +246,18 @@ class Connection(WSListener):
         self._transport.send_close(code, reason.encode()[:100])
         transport = self._transport.underlying_transport
         self._ending = self._loop.call_later(CLOSE_TIMEOUT_S, transport.abort)
-        if self.is_paused:  # its close frame is to be read
+        if self._pauses:  # its close frame is to be read
             transport.resume_reading()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether reading pauses."""
+        return bool(self._pauses)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what takes time; messages that come meanwhile are taken in order afterwards."""
         assert self._task is None
-        self.pause_reading()
+        self.pause_reading(Pause.TASK)
         self._task = self._loop.create_task(self._run(work))
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -213,38 +266,55 @@ class Connection(WSListener):
         except Exception as err:
             self.fail(err)
         self._task = None
-        self.resume_reading()
+        self.resume_reading(Pause.TASK)
 
-    def pause_reading(self) -> None:
+    def pause_reading(self, why: Pause = Pause.TALK) -> None:
         """Hand on nothing more, and let TCP slow the client down."""
-        if not self.is_paused:
-            self.is_paused = True
-            if self._transport is not None and not self._transport.is_disconnected:
-                self._transport.underlying_transport.pause_reading()
+        if not self._pauses and self._transport is not None and not self._transport.is_disconnected:
+            self._transport.underlying_transport.pause_reading()
+        self._pauses |= why
 
-    def resume_reading(self) -> None:
-        """Hand on messages again, those held first, until reading is paused anew."""
-        if not self.is_paused or self._task is not None:
+    def resume_reading(self, why: Pause = Pause.TALK) -> None:
+        """A reason to pause is over: where it was the last one, hand on messages again, those held first."""
+        if not self._pauses & why:
             return
-        self.is_paused = False
-        while self._held and not self.is_paused:
-            self._hand_on(self._held.popleft())
-        if not self.is_paused and self._transport is not None and not self._transport.is_disconnected:
+        self._pauses &= ~why
+        while self._held and not self._pauses:
+            data, is_text = self._held.popleft()
+            self._hand_on(data, is_text=is_text)
+        if not self._pauses and self._transport is not None and not self._transport.is_disconnected:
             self._transport.underlying_transport.resume_reading()
 
     def sweep(self, now_s: float) -> None:
         """See `Talk.sweep`."""
         if self.is_open:
+            if self._pauses & Pause.RATE and self._may_take_frames(now_s):
+                self.last_heard_s = now_s  # what was held counts from now on: that it waited is the client's doing
+                self.resume_reading(Pause.RATE)
             self._guarded(lambda: self.talk.sweep(now_s))
 
-    def _hand_on(self, message: str | bytes) -> None:
+    def _count_frame(self) -> None:
+        """Of a bucket that fills with time, looked at only where it is empty."""
+        self._frames_left -= 1.0
+        if self._frames_left < 0.0 and not self._may_take_frames(self.last_heard_s):
+            self.pause_reading(Pause.RATE)
+
+    def _may_take_frames(self, now_s: float) -> bool:
+        came = (now_s - self._frames_counted_s) * MAX_FRAMES_PER_S
+        self._frames_left, self._frames_counted_s = min(BURST_FRAMES, self._frames_left + came), now_s
+        return self._frames_left >= 0.0
+
+    def _hand_on(self, data: bytes, *, is_text: bool) -> None:
         if not self.is_open:
             return
+        self._count_frame()
         try:
-            if isinstance(message, bytes):
-                self.talk.on_audio(message)
+            if is_text:
+                self.talk.on_text(data.decode())
             else:
-                self.talk.on_text(message)
+                self.talk.on_audio(data)
+        except UnicodeDecodeError:
+            self.fail(StreamError("bad_json", "expected text in UTF-8"))
         except Exception as err:
             self.fail(err)
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
@@ -14,6 +15,7 @@ import msgpack
 import orjson
 
 from serving.tracing import Span
+from serving.transformer import census
 from serving.transformer.engine import Stream
 from serving.transformer.shadow import Shadow
 from serving.transformer.variants import Variant, Variants
@@ -24,7 +26,9 @@ from voiceflow.streaming.messages import event_message
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.timebase import samples_to_seconds
 
-ID_BYTES = 12
+ID_BYTES, MARK_BYTES = 12, 16
+TOKEN = re.compile(rf"[A-Za-z0-9_-]{{{-(-4 * (ID_BYTES + MARK_BYTES) // 3)}}}", re.ASCII)
+"""What a token looks like: base64 for URLs without padding."""
 RECENT_MESSAGES = 128
 """Segments and revisions that can be told again to a client that comes back."""
 SAVED_TURNS_S = 600.0
@@ -77,17 +81,14 @@ class Tokens:
         Raises:
             StreamError: `bad_token`: not made here, or for something else.
         """
-        try:
-            data = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        except ValueError:
-            data = b""
-        raw = data[:ID_BYTES]
-        if len(data) != ID_BYTES + 16 or not hmac.compare_digest(data[ID_BYTES:], self._mark(purpose, raw)):
-            raise StreamError("bad_token", f"expected a {purpose} token of this service; it is not one, or was changed")
-        return raw.hex()
+        if TOKEN.fullmatch(token):
+            id_ = urlsafe_b64decode(token + "=" * (-len(token) % 4))[:ID_BYTES].hex()
+            if hmac.compare_digest(self.make(purpose, id_), token):
+                return id_
+        raise StreamError("bad_token", f"expected a {purpose} token of this service; it is not one, or was changed")
 
     def _mark(self, purpose: str, raw: bytes) -> bytes:
-        return hmac.digest(self._key, purpose.encode() + b"\0" + raw, hashlib.sha256)[:16]
+        return hmac.digest(self._key, purpose.encode() + b"\0" + raw, hashlib.sha256)[:MARK_BYTES]
 
 
 @dataclass(eq=False)
@@ -119,6 +120,7 @@ class Conversation:
     shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
+        census.note("conversation", self)
         self.stream.on_scored = self.scored
         self.model = self.model or self.variants.of(self.stream).model
 
@@ -194,15 +196,14 @@ class Conversation:
             return
         session = self.stream.session
         for event in session.events_to_send():
-            self.seq += 1
-            message = event_message(event, self.seq)
+            message = event_message(event, self._next_seq())
             if isinstance(event, ModelChanged):
                 before, self.model = self.model, self.variants.of(self.stream).model
                 message |= {"from": before, "to": self.model}
             elif message["type"] == "revision":
                 self.flips += len(message["segments"])
                 self.stream.engine.metrics.flips.inc(len(message["segments"]))
-            self._say(orjson.dumps({**message, "variant": self.model["variant"]}))
+            self._tell(message)
         packets = self.packets
         if packets:
             num_answered = session.num_answered
@@ -214,6 +215,12 @@ class Conversation:
             )
             if self.listener is not None:
                 self.listener.all_said()
+
+    def leave(self) -> None:
+        """It is over, or goes on elsewhere: nobody hears of it any more."""
+        self.drop_shadow()
+        self.stream.leave()
+        self.listener = None
 
     def compare(self) -> None:
         """Compare what the challenger says of it, where that hears it."""
@@ -232,16 +239,25 @@ class Conversation:
     def tell_again(self, *, after_seq: int) -> None:
         """Say what was said after a message once more, to the listener there is now.
 
-        Where that was too long ago for the messages to be kept, all turns that ended are told as they are now.
+        Where that was too long ago for the messages to be kept, all turns that ended are told as they are now, as new
+        messages: a client that is cut off among them comes back with the last one it has.
         """
-        if self.recent and self.recent[0][0] > after_seq + 1 and self.listener is not None:
+        if self.recent and self.recent[0][0] > after_seq + 1:
             for segment in self.stream.session.ended:
-                self.listener.say(orjson.dumps(event_message(segment, self.recent[0][0] - 1)))
-        for seq, message in list(self.recent):
-            if seq > after_seq and self.listener is not None:
-                self.listener.say(message)
+                self._tell(event_message(segment, self._next_seq()))
+        else:
+            for seq, message in list(self.recent):
+                if seq > after_seq and self.listener is not None:
+                    self.listener.say(message)
         if self.closed is not None and self.listener is not None:
             self.listener.all_said()
+
+    def _next_seq(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._say(orjson.dumps({**message, "variant": self.model["variant"]}))
 
     def _say(self, message: bytes) -> None:
         self.recent.append((self.seq, message))

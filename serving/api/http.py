@@ -14,12 +14,14 @@ from starlette.routing import BaseRoute, Route
 
 from serving.api import live
 from serving.api.access import credential
+from serving.api.long_json import read_json
 from serving.api.service import Service
 from serving.errors import http_status, told, wire_code
 from serving.transformer import metrics
 from voiceflow.audio import check_finite, load_audio, resample
 from voiceflow.audio import check_rate as check_sample_rate
 from voiceflow.errors import StreamError, VoiceflowError
+from voiceflow.streaming.messages import shown
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.turns import to_json
 
@@ -102,7 +104,7 @@ class HttpApi:
         except (ValueError, AttributeError) as err:
             raise StreamError("bad_json", "expected a JSON object, or nothing") from err
         if encoding not in live.ENCODINGS:
-            raise StreamError("bad_encoding", f"expected encoding {list(live.ENCODINGS)}, got {encoding!r}")
+            raise StreamError("bad_encoding", f"expected encoding {list(live.ENCODINGS)}, got {shown(encoding)}")
         self.service.admit()
         ticket_id, ticket = self.service.make_ticket()
         scheme = "wss" if request.headers.get("x-forwarded-proto", request.url.scheme) == "https" else "ws"
@@ -165,7 +167,7 @@ async def _infer_audio(request: Request) -> np.ndarray:
             samples_N = await asyncio.to_thread(load_audio, body, name="body")
     else:
         try:
-            value = orjson.loads(body)
+            value = await read_json(body.decode(), "audio")
             samples_N = np.asarray(value["audio"], np.float32)
             rate_hz = value.get("sample_rate_hz", 16_000)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as err:

@@ -19,6 +19,17 @@ logger = logging.getLogger("voiceflow.streams")
 Fetch = Callable[[str, str], Awaitable[bytes | None]]
 
 
+COMING_S = 2.0
+"""So long another worker waits for a conversation on its way here: two that ask each other have none."""
+NOT_YOURS = b"not yours"
+"""In place of a conversation that was opened with another key."""
+
+
+def not_yours() -> StreamError:
+    """Somebody else's stream."""
+    return StreamError("not_authorised", "the stream was opened with another key")
+
+
 async def nowhere(session_id: str, owner: str) -> bytes | None:
     """No other process has the stream."""
     return None
@@ -75,8 +86,10 @@ class Keeper:
     _alone: dict[str, float] = field(default_factory=dict)
     """Since when conversations have had no client, the longest first."""
     _saving: set[str] = field(default_factory=set)
-    _claims: set[str] = field(default_factory=set)
-    """Streams from the store whose first save here is still to come."""
+    _coming: dict[tuple[str, str], asyncio.Task[Conversation]] = field(default_factory=dict)
+    """Conversations that are being fetched, by id and the holder of the key who asked."""
+    _leaving: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Set once a conversation that is being given away is gone."""
 
     async def take_back(self, token: str, owner: str) -> Conversation:
         """The conversation of a resume token, wherever it is; nobody listens to it any more.
@@ -85,9 +98,9 @@ class Keeper:
             StreamError: `bad_token`, or `no_resume` where the stream is not kept.
         """
         session_id = self.tokens.read("resume", token)
-        found = self.kept.get(session_id) or await self._fetch(session_id, owner)
+        found = await self._find(session_id, owner)
         if found.owner != owner:
-            raise StreamError("not_authorised", "the stream was opened with another key")
+            raise not_yours()
         if found.stream.failure is not None:
             self.forget(found)
             raise StreamError("no_resume", "the stream failed while its client was gone; open another")
@@ -97,11 +110,50 @@ class Keeper:
         metrics.RESUMES.inc()
         return found
 
+    async def _find(self, session_id: str, owner: str) -> Conversation:
+        while session_id in self._leaving:
+            await self._leaving[session_id].wait()
+        found = self.kept.get(session_id)
+        if found is not None and await self._is_elsewhere(session_id):
+            self._lose(found)
+            found = None
+        if found is not None and self.kept.get(session_id) is found:
+            return found
+        # Whoever asked may be cut off before the stream is here; the next one to ask waits for the same.
+        key = session_id, owner
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._coming[key] = asyncio.get_running_loop().create_task(self._fetch(session_id, owner))
+            coming.add_done_callback(lambda task: self._came(key, task))
+        return await asyncio.shield(coming)
+
+    def _came(self, key: tuple[str, str], task: asyncio.Task[Conversation]) -> None:
+        del self._coming[key]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to whom it matters
+
+    async def _is_elsewhere(self, session_id: str) -> bool:
+        """Whether another server has gone on with a stream that is kept here."""
+        if self.store is None:
+            return False
+        try:
+            return await self.store.is_elsewhere(session_id)
+        except PlatformError as err:
+            logger.warning("a stream is taken to be here alone: %s", err)
+            return False
+
+    def _lose(self, conversation: Conversation) -> None:
+        """Another server has it."""
+        if conversation.listener is not None:
+            conversation.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        self.forget(conversation, drop=False)
+
     async def _fetch(self, session_id: str, owner: str) -> Conversation:
         """The conversation from another worker or the store; it is here then, with nobody listening."""
         saved = await self.fetch(session_id, owner)
-        is_stored = saved is None and self.store is not None
-        if is_stored:
+        if saved == NOT_YOURS:
+            raise not_yours()
+        if saved is None and self.store is not None:
             saved = await self._stored(session_id)
         if saved is None:
             raise StreamError(
@@ -109,26 +161,28 @@ class Keeper:
                 f"the stream is not kept any more (its client was gone for more than {self.config.resume_s:g} s, "
                 "or it was closed); open another",
             )
+        return await self.take_in(session_id, saved)
+
+    async def take_in(self, session_id: str, saved: bytes) -> Conversation:
+        """Keep a conversation that was saved, with nobody listening; or the one that is here already.
+
+        Raises:
+            StreamError: See `Lanes.restore`.
+        """
         found = self.kept.get(session_id)  # somebody else may have fetched it meanwhile
         if found is None:
             found = await Conversation.restore(saved, self.variants)
-            if found.owner != owner:
-                found.stream.leave()
-                raise StreamError("not_authorised", "the stream was opened with another key")
             already = self.kept.get(session_id)  # models were looked for meanwhile
             if already is not None:
-                found.stream.leave()
+                found.leave()
                 return already
-            self.kept[session_id] = found
-            if is_stored:
-                self._claims.add(session_id)
             self.keep(found)
         return found
 
     async def _stored(self, session_id: str) -> bytes | None:
         assert self.store is not None
         try:
-            return await self.store.get(session_id)
+            return await self.store.take(session_id)
         except PlatformError as err:
             logger.warning("a stream cannot be resumed now: %s", err)
             raise StreamError(
@@ -166,9 +220,7 @@ class Keeper:
                 conversation.span.end()
             del self.kept[conversation.id]
             self._alone.pop(conversation.id, None)
-            self._claims.discard(conversation.id)
-            conversation.drop_shadow()
-            conversation.stream.leave()
+            conversation.leave()
             if self.store is not None and drop:
                 self.tasks.do(self.store.drop(conversation.id))
 
@@ -194,17 +246,33 @@ class Keeper:
             conversation.span.set_attributes(figures)
 
     async def give_away(self, session_id: str, owner: str) -> bytes | None:
-        """A conversation of this process for another one that has its client now; None if there is none of theirs."""
+        """A conversation of this process for another one that has its client now; None if there is none.
+
+        One that is on its way here is waited for. `take_in` takes back what did not arrive.
+        """
+        coming = [task for (id_, _), task in self._coming.items() if id_ == session_id]
+        if coming:
+            await asyncio.wait(coming, timeout=COMING_S)
+        while session_id in self._leaving:
+            await self._leaving[session_id].wait()
         found = self.kept.get(session_id)
-        if found is None or found.owner != owner:
+        if found is not None and await self._is_elsewhere(session_id):
+            self._lose(found)
+        if found is None or self.kept.get(session_id) is not found:
             return None
+        if found.owner != owner:
+            return NOT_YOURS
         if found.listener is not None:
             found.listener.gone(StreamError("taken_over", "another client resumed this stream"))
+        gone = self._leaving[session_id] = asyncio.Event()
         try:
             saved = await found.save(recent=True)
+            self.forget(found, drop=False)
         except StreamError:  # it ended meanwhile
             return None
-        self.forget(found, drop=False)
+        finally:
+            del self._leaving[session_id]
+            gone.set()
         return saved
 
     def _checkpoint(self, conversation: Conversation) -> None:
@@ -220,13 +288,10 @@ class Keeper:
                 saved = await conversation.save()
             except StreamError:  # it is over
                 return
-            is_ours = await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)
-            self._claims.discard(conversation.id)
+            is_ours = await self.store.put(conversation.id, saved)
             metrics.CHECKPOINTS.inc()
             if not is_ours:
-                if conversation.listener is not None:
-                    conversation.listener.gone(StreamError("taken_over", "another client resumed this stream"))
-                self.forget(conversation, drop=False)
+                self._lose(conversation)
         finally:
             self._saving.discard(conversation.id)
 
@@ -239,18 +304,21 @@ class Keeper:
         sweeps = max(1, round(self.config.checkpoint_s / sweep_s))
         for turn in itertools.cycle(range(sweeps)):
             await asyncio.sleep(sweep_s)
-            for conversation in tuple(self.kept.values()):
-                if int(conversation.id[:8], 16) % sweeps == turn:
-                    conversation.compare()
-                    if conversation.listener is not None:
-                        self._checkpoint(conversation)
-                    elif conversation.stream.failure is not None:
-                        self.forget(conversation)
-            now_s = asyncio.get_running_loop().time()
-            for session_id, alone_since_s in tuple(self._alone.items()):
-                if now_s - alone_since_s <= self.config.resume_s:
-                    break
-                self.forget(self.kept[session_id])
+            self._look_at(sweeps, turn)
+
+    def _look_at(self, sweeps: int, turn: int) -> None:
+        for conversation in tuple(self.kept.values()):
+            if int(conversation.id[:8], 16) % sweeps == turn:
+                conversation.compare()
+                if conversation.listener is not None:
+                    self._checkpoint(conversation)
+                elif conversation.stream.failure is not None:
+                    self.forget(conversation)
+        now_s = asyncio.get_running_loop().time()
+        for session_id, alone_since_s in tuple(self._alone.items()):
+            if now_s - alone_since_s <= self.config.resume_s:
+                break
+            self.forget(self.kept[session_id])
 
     async def move_out(self, conversation: Conversation) -> None:
         """Say all that can be said of a conversation whose server goes, and save it for the next."""
@@ -261,4 +329,4 @@ class Keeper:
             while conversation.stream.session.waiting_s and conversation.stream.failure is None:
                 await asyncio.sleep(0.01)
             saved = await conversation.save()
-            await self.store.put(conversation.id, saved, claim=conversation.id in self._claims)
+            await self.store.put(conversation.id, saved)

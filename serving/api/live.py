@@ -12,10 +12,12 @@ from serving.errors import DONE, told
 from serving.transformer.engine import Stream
 from voiceflow.errors import StreamError
 from voiceflow.streaming.events import Segment
+from voiceflow.streaming.messages import shown
 from voiceflow.streaming.session import StreamSettings
 
 ENCODINGS = ("pcm_f32le", "pcm_s16le")
 PATH = "/v1/live/stream"
+MAX_TEXT_CHARS = 1024
 
 
 class LiveTalk(Talk):
@@ -41,7 +43,7 @@ class LiveTalk(Talk):
     def begin(self) -> None:
         """Take the ticket, then the stream begins."""
         if self.encoding not in ENCODINGS:
-            raise StreamError("bad_encoding", f"expected encoding {list(ENCODINGS)}, got {self.encoding!r}")
+            raise StreamError("bad_encoding", f"expected encoding {list(ENCODINGS)}, got {shown(self.encoding)}")
         self.connection.run(self._begin())
 
     async def _begin(self) -> None:
@@ -54,13 +56,17 @@ class LiveTalk(Talk):
 
     def on_text(self, text: str) -> None:
         """`end_of_stream` is the only message."""
+        if len(text) > MAX_TEXT_CHARS:
+            raise StreamError(
+                "too_large", f"expected a message of at most {MAX_TEXT_CHARS} characters, got {len(text)}"
+            )
         try:
             value = orjson.loads(text)
         except ValueError as err:
             raise StreamError("bad_json", f"expected a JSON object, got {text[:60]!r}") from err
         kind = value.get("type") if isinstance(value, dict) else type(value).__name__
         if kind != "end_of_stream":
-            raise StreamError("unknown_type", f"expected type 'end_of_stream', got {kind!r}")
+            raise StreamError("unknown_type", f"expected type 'end_of_stream', got {shown(kind)}")
         assert self.stream is not None
         self._is_ending = True
         self.stream.session.close()

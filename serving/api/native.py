@@ -3,12 +3,12 @@
 import asyncio
 from dataclasses import replace
 
-from serving.api.connection import Talk
+from serving.api.connection import Pause, Talk
 from serving.api.conversation import Conversation, new_id
 from serving.api.opus import OpusDecoder
 from serving.api.pace import Pace
 from serving.api.service import Service
-from serving.errors import DONE, DRAINED, wire_code
+from serving.errors import DONE, DRAINED
 from serving.transformer.engine import Engine
 from voiceflow.audio import FloatArray
 from voiceflow.errors import StreamError, VoiceflowError
@@ -27,6 +27,8 @@ from voiceflow.streaming.session import StreamSettings, Voice
 from voiceflow.timebase import SAMPLE_RATE_HZ
 
 HEARTBEAT = b'{"type":"heartbeat"}'
+MAX_BEHIND = 1000
+"""Messages that clients may have got since a stream was last saved to the store."""
 CAN_COME_BACK = ("idle", "slow_reader")
 """Errors after which a stream waits for its client as if the connection had been cut."""
 
@@ -145,6 +147,12 @@ class NativeTalk(Talk):
         if start.resume_token is not None:
             conversation = await self.service.take_back(start.resume_token, self.owner)
             after_seq = start.last_seq
+            if after_seq > conversation.seq + (0 if self.service.store is None else MAX_BEHIND):
+                self.service.keeper.keep(conversation)
+                raise StreamError(
+                    "bad_message",
+                    f"start: expected last_seq of at most {conversation.seq}, the last that was sent, got {after_seq}",
+                )
             refused: list[dict[str, str]] = []
         else:
             conversation, refused = await self._open(start)
@@ -240,7 +248,7 @@ class NativeTalk(Talk):
     async def go_away(self) -> None:
         """See `Talk.go_away`: the client learns how it goes on elsewhere before the connection closes."""
         conversation = self.conversation
-        self.connection.pause_reading()
+        self.connection.pause_reading(Pause.END)
         if conversation is None:
             # It has not begun here: a client that wanted to resume goes elsewhere with the token that it has.
             self.connection.close(DRAINED, "drained")
@@ -279,11 +287,12 @@ class NativeTalk(Talk):
         if conversation is None:
             return
         told_all = conversation.closed is not None and self.connection.was_closed_by_client
-        failure = self.connection.failure
-        is_at_fault = failure is not None and wire_code(failure) not in CAN_COME_BACK
+        failure_code = self.connection.failure_code
+        is_at_fault = failure_code not in ("", *CAN_COME_BACK)
         if self.decoder is not None:
             self.decoder.drop()
-        if told_all or is_at_fault or self.decoder is not None or conversation.stream.failure is not None:
+        cannot_resume, self.decoder = self.decoder is not None, None
+        if told_all or is_at_fault or cannot_resume or conversation.stream.failure is not None:
             self.service.keeper.forget(conversation)
         else:
             self.service.keeper.keep(conversation)

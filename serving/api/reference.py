@@ -7,11 +7,13 @@ import numpy as np
 import orjson
 
 from serving.api.connection import Talk
+from serving.api.long_json import read_json
 from serving.api.pace import Pace
 from serving.api.service import Service
 from serving.transformer.engine import Stream
 from voiceflow.audio import check_finite
 from voiceflow.errors import StreamError
+from voiceflow.streaming.messages import shown
 from voiceflow.streaming.session import StreamSettings
 from voiceflow.turns import Turn
 
@@ -42,8 +44,7 @@ class ReferenceTalk(Talk):
 
     def on_text(self, text: str) -> None:
         """A chunk; the next one waits for its reply."""
-        samples_N, sequence = _chunk(text)
-        self.connection.run(self._reply(samples_N, sequence))
+        self.connection.run(self._reply(text))
 
     def on_audio(self, data: bytes) -> None:
         """Not in this protocol."""
@@ -51,9 +52,10 @@ class ReferenceTalk(Talk):
             "bad_message", 'expected text {"type": "audio_chunk", "data": [floats], "sequence": n}, got binary'
         )
 
-    async def _reply(self, samples_N: np.ndarray, sequence: Any) -> None:
+    async def _reply(self, text: str) -> None:
         stream = self.stream
         assert stream is not None
+        samples_N, sequence = await _chunk(text)
         started_s = time.perf_counter()
         stream.session.receive_samples(samples_N)
         self.service.heard(stream, len(samples_N), self.connection.last_heard_s)
@@ -97,14 +99,14 @@ class ReferenceTalk(Talk):
             self.stream.leave()
 
 
-def _chunk(text: str) -> tuple[np.ndarray, Any]:
+async def _chunk(text: str) -> tuple[np.ndarray, Any]:
     try:
-        value = orjson.loads(text)
+        value = await read_json(text, "data")
     except ValueError as err:
         raise StreamError("bad_json", f"expected a JSON object, got {text[:60]!r}") from err
     if not isinstance(value, dict) or value.get("type") != "audio_chunk":
         kind = value.get("type") if isinstance(value, dict) else type(value).__name__
-        raise StreamError("unknown_type", f"expected type 'audio_chunk', got {kind!r}")
+        raise StreamError("unknown_type", f"expected type 'audio_chunk', got {shown(kind)}")
     try:
         samples_N = np.asarray(value["data"], np.float32)
     except (KeyError, ValueError, TypeError, OverflowError) as err:

@@ -15,7 +15,7 @@ from serving.api.keeper import Keeper, Tasks
 from serving.api.store import Store
 from serving.errors import DRAINED
 from serving.tracing import Tracer
-from serving.transformer import metrics
+from serving.transformer import census, metrics
 from serving.transformer.engine import Stream
 from serving.transformer.fellows import Fellows
 from serving.transformer.variants import Variant, Variants
@@ -25,6 +25,8 @@ from voiceflow.streaming.session import StreamSettings
 
 logger = logging.getLogger("voiceflow.streams")
 SWEEP_S = 0.1
+COUNT_SWEEPS = 10
+"""Objects are counted once a second."""
 RETRY_AFTER_S = 5.0
 DRAIN_S = 20.0
 """So long clients have to take their last answers when the server goes."""
@@ -63,6 +65,7 @@ class Service:
     _rates: Rates = field(default_factory=Rates)
     _tickets: Tickets = field(default_factory=Tickets)
     _cpu_s: float = 0.0
+    _num_sweeps: int = 0
     _sweepers: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -216,6 +219,9 @@ class Service:
             self.fellows.tell(variants.num_streams, variants.capacity)
         metrics.tell_capacity(variants.num_streams, variants.capacity, variants.load)
         self._cpu_s = metrics.tell_process(self._cpu_s)
+        self._num_sweeps += 1
+        if self._num_sweeps % COUNT_SWEEPS == 0:
+            metrics.tell_objects(census.count())
 
     # the end
 

@@ -19,10 +19,15 @@ TIMEOUT_S, WAIT_S = 5.0, 30.0
 # A stream belongs to the server that took it last: one that has lost it does not write over its successor's state.
 PUT = """
 local owner = redis.call('GET', KEYS[2])
-if owner and owner ~= ARGV[1] and ARGV[4] == '0' then return 0 end
+if owner and owner ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[3])
 return 1
+"""
+TAKE = """
+local saved = redis.call('GET', KEYS[1])
+if saved then redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2]) end
+return saved
 """
 DROP = """
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
@@ -61,6 +66,7 @@ class Store:
         self.owner = os.environ.get(OWNER) or secrets.token_hex(8)
         """Names this server to the others."""
         self._put: Any = self._redis.register_script(PUT)
+        self._take: Any = self._redis.register_script(TAKE)
         self._drop: Any = self._redis.register_script(DROP)
 
     async def check(self) -> None:
@@ -72,29 +78,36 @@ class Store:
         except (RedisError, OSError) as err:
             raise PlatformError(f"expected a Redis server at the store's address; {err}") from err
 
-    async def put(self, session_id: str, saved: bytes, *, claim: bool = False) -> bool:
+    async def put(self, session_id: str, saved: bytes) -> bool:
         """Save a stream; False if it belongs to another server by now.
 
         Args:
             session_id: Its id.
-            saved: What `get` is to give back.
-            claim: The stream was another server's, and is this one's from now on.
+            saved: What `take` is to give back.
 
         Raises:
             PlatformError: Redis does not answer.
         """
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = nonce + self._cipher.encrypt(nonce, saved, session_id.encode())
-        keys = [_key("stream", session_id), _key("owner", session_id)]
-        return bool(await self._asked(self._put(keys=keys, args=[self.owner, sealed, self._keep_s, int(claim)])))
+        return bool(await self._asked(self._put(keys=_keys(session_id), args=[self.owner, sealed, self._keep_s])))
 
-    async def get(self, session_id: str) -> bytes | None:
-        """A saved stream; None if there is none. It is another server's until it is put with a claim.
+    async def is_elsewhere(self, session_id: str) -> bool:
+        """Whether a stream belongs to another server, which has taken it since.
 
         Raises:
             PlatformError: Redis does not answer.
         """
-        sealed = await self._asked(self._redis.get(_key("stream", session_id)))
+        owner = await self._asked(self._redis.get(_key("owner", session_id)))
+        return owner is not None and owner.decode() != self.owner
+
+    async def take(self, session_id: str) -> bytes | None:
+        """A saved stream, which is this server's from now on; None if there is none.
+
+        Raises:
+            PlatformError: Redis does not answer.
+        """
+        sealed = await self._asked(self._take(keys=_keys(session_id), args=[self.owner, self._keep_s]))
         if sealed is None:
             return None
         try:
@@ -106,8 +119,7 @@ class Store:
 
     async def drop(self, session_id: str) -> None:
         """Forget a stream that is over, unless it belongs to another server by now."""
-        keys = [_key("stream", session_id), _key("owner", session_id)]
-        await self._asked(self._drop(keys=keys, args=[self.owner]))
+        await self._asked(self._drop(keys=_keys(session_id), args=[self.owner]))
 
     async def use_once(self, name: str, *, keep_s: float) -> bool:
         """Whether a name is used for the first time."""
@@ -129,6 +141,10 @@ class Store:
             return await question
         except (RedisError, OSError) as err:
             raise PlatformError(f"the stream store does not answer: {err}") from err
+
+
+def _keys(session_id: str) -> list[str]:
+    return [_key("stream", session_id), _key("owner", session_id)]
 
 
 def _key(kind: str, name: str) -> str:

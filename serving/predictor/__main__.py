@@ -5,6 +5,9 @@ from pathlib import Path
 
 from kserve import ModelServer, model_server
 
+from serving.api.access import Access
+from serving.api.guard import HttpGuard
+from serving.predictor.grpc_server import GuardedServer
 from serving.predictor.model import StepPredictor
 
 parser = argparse.ArgumentParser(parents=[model_server.parser], description=__doc__)
@@ -23,6 +26,8 @@ def main() -> None:
     uri = arguments.model or (arguments.model_dir if Path(arguments.model_dir).is_dir() else "pretrained")
     model = StepPredictor(arguments.model_name, uri, provider=arguments.provider)
     model.load()
+    model_server.app.add_middleware(HttpGuard, access=Access.from_environment())
+    model_server.GRPCServer = GuardedServer  # what `start` makes
     ModelServer().start([model])
 
 

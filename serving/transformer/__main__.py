@@ -13,6 +13,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Our flags; KServe reads its own from the same command line."""
     parser = argparse.ArgumentParser(prog="serving.transformer", description=__doc__)
     parser.add_argument("--model_name", default="voiceflow-diarizer", help="name of the model in KServe's protocols")
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("VOICEFLOW_HOST", "127.0.0.1"),
+        help="address to listen on: 0.0.0.0 or :: for all of this machine's",
+    )
     parser.add_argument("--http_port", type=int, default=8080, help="HTTP and WebSocket port")
     parser.add_argument("--grpc_port", type=int, default=8081, help="gRPC port (Open Inference Protocol)")
     parser.add_argument("--model", default="pretrained", help="pretrained, a path, or models:/NAME@champion")

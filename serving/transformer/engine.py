@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from serving.transformer import metrics
+from serving.transformer import census, metrics
 from serving.transformer.metrics import ModelMetrics
 from serving.transformer.observer import Observer
 from voiceflow.config import StreamingConfig
@@ -61,6 +61,9 @@ class Stream:
     """Whether what it says is compared only."""
     _settled: asyncio.Future[None] | None = None
 
+    def __post_init__(self) -> None:
+        census.note("stream", self)
+
     def heard(self, now_s: float) -> None:
         """Audio of it came."""
         self.last_heard_s = now_s
@@ -86,8 +89,9 @@ class Stream:
         self.engine.wake()
 
     def leave(self) -> None:
-        """It is over."""
+        """It is over, and nobody hears of it any more."""
         self.engine.leave(self)
+        self.on_scored = None
 
     def set_aside(self, *, is_aside: bool = True) -> None:
         """Do not count it among those held: a look at the end of another, or one that waits for its client."""
@@ -231,6 +235,7 @@ class Engine:
         return self._take_in(self._lanes.take_over(self._lanes.carried(saved, now_s=time.monotonic())))
 
     def _take_in(self, lane: Lane) -> Stream:
+        census.note("lane", lane)
         stream = Stream(lane, self)
         self._hold(stream)
         return stream
@@ -316,7 +321,8 @@ class Engine:
             self.metrics.lost.inc(sum(not stream.is_shadow for stream in given_up))
             for stream in given_up:
                 if not self.rescue(stream, err):
-                    stream.failure = err
+                    # Without the way it came, which refers to all streams of the step.
+                    stream.failure = err.with_traceback(None)
             self._tell([stream for stream in given_up if stream.failure is not None], loop.time())
             return True
         self._tell([self._streams[lane.row] for lane in scored], loop.time())
@@ -328,6 +334,9 @@ class Engine:
             if stream.failure is not None:
                 self.leave(stream)
         observed = streams[:: max(1, len(streams) // OBSERVED)]
+        # Who is ahead of time gets what the others leave: that is not late.
+        is_ahead_B = self._lanes.are_ahead(np.array([stream.session.row for stream in observed], np.int64), now_s)
+        observed = [stream for stream, is_ahead in zip(observed, is_ahead_B, strict=True) if not is_ahead]
         late_s = [now_s - stream.heard_s for stream in observed if stream.heard_s is not None]
         for one_s in late_s:
             self.metrics.emission.observe(one_s)

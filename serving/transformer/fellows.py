@@ -27,6 +27,8 @@ UNAVAILABLE = (
     b"content-length: 28\r\nconnection: close\r\n\r\nexpected soon; ask once more"
 )
 Answer = Callable[..., Awaitable[Any]]
+ARRIVED = b"."
+"""Says that an answer has arrived."""
 
 
 class Fellows:
@@ -48,11 +50,17 @@ class Fellows:
         self._passing = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._passing.setblocking(False)
         self._answers: dict[str, Answer] = {}
+        self._undo: dict[str, Answer] = {}
         self._server: asyncio.Server | None = None
 
-    async def start(self, answers: dict[str, Answer]) -> None:
-        """Answer the others: functions by the name they ask for."""
-        self._answers = answers
+    async def start(self, answers: dict[str, Answer], *, undo: dict[str, Answer] | None = None) -> None:
+        """Answer the others.
+
+        Args:
+            answers: Functions by the name they ask for.
+            undo: What is called, with an answer and its arguments, where the answer did not arrive.
+        """
+        self._answers, self._undo = answers, undo or {}
         path = self._path(self._index)
         path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, path)
@@ -91,7 +99,9 @@ class Fellows:
                 reader, writer = await asyncio.open_unix_connection(self._path(other))
                 try:
                     await _write(writer, [name, *arguments])
-                    return await _read(reader)
+                    reply = await _read(reader)
+                    writer.write(ARRIVED)
+                    return reply
                 finally:
                     writer.close()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
@@ -100,7 +110,14 @@ class Fellows:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             name, *arguments = await _read(reader)
-            await _write(writer, await self._answers[name](*arguments))
+            reply = await self._answers[name](*arguments)
+            try:
+                await _write(writer, reply)
+                async with asyncio.timeout(ASK_S):
+                    await reader.readexactly(len(ARRIVED))
+            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                if name in self._undo:
+                    await self._undo[name](reply, *arguments)
         except Exception:
             logger.exception("a question of another worker was not answered")
         finally:

@@ -29,6 +29,7 @@ HANDSHAKE_S = 5
 PING_S = 20
 """A connection on which nothing came for so long is pinged, and cut if it does not answer for as long."""
 BACKLOG = 2048
+EVERYWHERE = ("", "::", "0.0.0.0")
 SOCKET_BUFFER_BYTES = 128 * 1024
 """What waits in the kernel for one stream, each way: seconds of audio, not minutes."""
 PassOn = Callable[[socket.socket], None]
@@ -38,14 +39,22 @@ _quiet = logging.LoggerAdapter(logging.getLogger("voiceflow.picows"), {})
 logging.getLogger("voiceflow.picows").setLevel(logging.CRITICAL)
 
 
-def listen(port: int, *, share: bool) -> socket.socket:
-    """A listening socket on all addresses; `share` lets other processes listen on the same port."""
-    if socket.has_dualstack_ipv6():
+def listen(host: str, port: int, *, share: bool) -> socket.socket:
+    """A listening socket.
+
+    Args:
+        host: An address of this machine; empty, ``::`` or ``0.0.0.0`` for all.
+        port: Its port.
+        share: Whether other processes may listen on the same port.
+    """
+    if host in EVERYWHERE and socket.has_dualstack_ipv6():
         listener = socket.create_server(
             ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG, reuse_port=share
         )
     else:
-        listener = socket.create_server(("", port), backlog=BACKLOG, reuse_port=share)
+        host = "" if host in EVERYWHERE else host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
     listener.setblocking(False)
     return listener
 
@@ -156,7 +165,7 @@ class Front:
             PING_S,
             PING_S,
             WSAutoPingStrategy.PING_WHEN_IDLE,
-            True,
+            False,  # pings count as frames do: `Connection` answers them
             MAX_MESSAGE_BYTES,
             None,
             16 * 1024,

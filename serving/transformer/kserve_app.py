@@ -3,12 +3,13 @@
 import argparse
 import asyncio
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute
 
+from serving.api.access import Access
+from serving.api.guard import HttpGuard
 from voiceflow.provenance import Provenance
 from voiceflow.runtime import StepModel
 
@@ -24,6 +25,7 @@ class KServe:
         arguments: Of the command line.
         model: What REST and gRPC inference run; None where the model is on a predictor.
         routes: Ours, beside KServe's.
+        access: Knows the keys.
         provenance: Where the model comes from, where that is known.
     """
 
@@ -32,17 +34,17 @@ class KServe:
         arguments: argparse.Namespace,
         model: StepModel | None,
         routes: Sequence[BaseRoute],
+        access: Access,
         *,
         provenance: Provenance | None = None,
     ) -> None:
-        # pandas, which KServe imports, takes it along where it is installed: 40 MB that nothing here uses.
-        sys.modules.setdefault("pyarrow", None)
-        from kserve import Model, ModelServer
-        from kserve.model_server import app
+        from serving.predictor.model import StepPredictor  # comes first: it brings KServe without what is not used
 
-        from serving.predictor.model import StepPredictor
+        from kserve import Model, ModelServer  # isort: skip
+        from kserve.model_server import app  # isort: skip
 
         app.router.routes.extend(routes)
+        app.add_middleware(HttpGuard, access=access)
         self._server = ModelServer(
             http_port=arguments.http_port, grpc_port=arguments.grpc_port, enable_latency_logging=False
         )
@@ -51,6 +53,7 @@ class KServe:
             self._served = StepPredictor(arguments.model_name, arguments.model, model=model, provenance=provenance)
         self._served.ready = True
         self._server.register_model(self._served)
+        self._access, self._host = access, arguments.host
         self._tasks: list[asyncio.Task[Any]] = []
 
     def serve(self, model: StepModel | None, provenance: Provenance | None) -> None:
@@ -60,8 +63,9 @@ class KServe:
 
     async def start(self) -> None:
         """Begin to answer."""
-        from kserve.protocol.grpc.server import GRPCServer
         from kserve.protocol.rest.server import RESTServer
+
+        from serving.predictor.grpc_server import GuardedServer
 
         server = self._server
         rest = RESTServer(
@@ -74,15 +78,14 @@ class KServe:
         self._uvicorn.lifespan = self._config.lifespan_class(self._config)
         await self._uvicorn.startup(sockets=[])
         self._tasks.append(asyncio.create_task(self._uvicorn.main_loop()))
-        self._grpc = GRPCServer(
+        self._grpc = GuardedServer(
             server.grpc_port,
             server.dataplane,
             server.model_repository_extension,
-            kwargs={
-                "grpc_max_send_message_length": 64 * 1024 * 1024,
-                "grpc_max_receive_message_length": 64 * 1024 * 1024,
-            },
+            {},
             grace_period=GRACE_S,
+            access=self._access,
+            host=self._host,
         )
         self._tasks.append(asyncio.create_task(self._grpc.start(server.max_threads)))
 

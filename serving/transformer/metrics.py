@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import (
@@ -40,6 +41,13 @@ RESUMES = Counter("voiceflow_resumes_total", "Streams whose clients came back.")
 CPU_SECONDS = Counter("voiceflow_cpu_seconds_total", "CPU time of the server's processes.")
 MEMORY = Gauge("voiceflow_memory_bytes", "Resident memory of the server's processes.", multiprocess_mode="livesum")
 OBSERVED_STREAMS = Counter("voiceflow_observed_streams_total", "Streams, or stretches, whose statistics were kept.")
+OBJECTS = Gauge(
+    "voiceflow_stream_objects",
+    "Objects of streams in memory, open ones and ended ones.",
+    ["kind"],
+    multiprocess_mode="livesum",
+)
+OBJECT_KINDS = ("connection", "talk", "conversation", "stream", "lane")
 CHECKPOINTS = Counter("voiceflow_checkpoints_total", "Streams saved to the store.")
 _FLIPS = Counter("voiceflow_label_flips_total", "Turns whose speaker turned out to be another one.", _MODEL)
 
@@ -103,6 +111,12 @@ def tell_capacity(num_streams: int, capacity: int, load: float) -> None:
     CAPACITY.set(capacity)
     HEADROOM.set(max(0, capacity - num_streams))
     LOAD.set(load)
+
+
+def tell_objects(by_kind: Mapping[str, int]) -> None:
+    """Objects of streams that are in memory."""
+    for kind in OBJECT_KINDS:
+        OBJECTS.labels(kind).set(by_kind.get(kind, 0))
 
 
 def tell_process(before_s: float) -> float:

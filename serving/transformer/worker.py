@@ -13,6 +13,8 @@ import uvloop
 
 from serving.api.access import Access
 from serving.api.conversation import Tokens
+from serving.api.guard import tell_what_is_open
+from serving.api.keeper import NOT_YOURS
 from serving.api.service import Service, token_key
 from serving.api.store import store_from_environment
 from serving.tracing import Tracer
@@ -36,10 +38,8 @@ REMOTE = "grpc://"
 """Begins the address of a predictor; several with commas between them."""
 IMPATIENCE_S = 3.0
 """So long a step of a challenger waits for some replica of its predictor before the champion goes on."""
-FETCH_TRIES, FETCH_AGAIN_S = 3, 0.1
 GC_THRESHOLD = 20_000
 """Objects that come before the youngest are looked through for cycles."""
-"""A stream on its way from one worker to another is asked for again."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -102,6 +102,7 @@ def load_variant(
         SignatureError: Unsigned, or changed since.
     """
     if served.uri.startswith(REMOTE):
+        import serving.predictor  # noqa: F401  (comes first: it brings KServe without what is not used)
         from serving.transformer.remote import PATIENCE_S, RemotePredictor
 
         patience_s = PATIENCE_S if role == "champion" else IMPATIENCE_S
@@ -154,7 +155,8 @@ async def _serve(arguments: argparse.Namespace, variants: Variants) -> None:
         from serving.api.http import HttpApi
         from serving.transformer.kserve_app import KServe
 
-        kserve = KServe(arguments, champion.file, HttpApi(service).routes(), provenance=champion.provenance)
+        routes = HttpApi(service).routes()
+        kserve = KServe(arguments, champion.file, routes, service.access, provenance=champion.provenance)
         await kserve.start()
         variants.on_changed = lambda: kserve.serve(variants.champion.file, variants.champion.provenance)
         pass_on = kserve.take
@@ -164,7 +166,9 @@ async def _serve(arguments: argparse.Namespace, variants: Variants) -> None:
     front = Front(service, pass_on)
     if fellows is not None:
         fellows.take_over(front.take)
-    front.start(listen(arguments.http_port, share=fellows is not None))
+    front.start(listen(arguments.host, arguments.http_port, share=fellows is not None))
+    if fellows is None or arguments.worker_index == HTTP_WORKER:
+        tell_what_is_open(service.access, arguments.host, arguments.http_port, arguments.grpc_port)
     # What is here by now stays: the collector would walk it for a tenth of a second whenever many streams come.
     gc.collect()
     gc.freeze()
@@ -185,12 +189,12 @@ async def _join(service: Service, fellows: Fellows, index: int) -> None:
     """Let streams, tickets and counts be those of all workers together."""
 
     async def fetch(session_id: str, owner: str) -> bytes | None:
-        for _ in range(FETCH_TRIES):
-            saved: bytes | None = await fellows.ask_all("take", session_id, owner)
-            if saved is not None:
-                return saved
-            await asyncio.sleep(FETCH_AGAIN_S)
-        return None
+        saved: bytes | None = await fellows.ask_all("take", session_id, owner)
+        return saved
+
+    async def keep_after_all(saved: bytes | None, session_id: str, owner: str) -> None:
+        if saved not in (None, NOT_YOURS):
+            await service.keeper.take_in(session_id, saved)
 
     async def redeem(ticket_id: str) -> bool:
         return bool(await fellows.ask(HTTP_WORKER, "redeem", ticket_id))
@@ -204,4 +208,5 @@ async def _join(service: Service, fellows: Fellows, index: int) -> None:
     if index != HTTP_WORKER:
         service.redeem_elsewhere = redeem
         service.count_elsewhere = count
-    await fellows.start({"take": service.keeper.give_away, "redeem": service.redeem, "count": service.count})
+    answers = {"take": service.keeper.give_away, "redeem": service.redeem, "count": service.count}
+    await fellows.start(answers, undo={"take": keep_after_all})

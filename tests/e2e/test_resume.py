@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import signal
+from functools import partial
 
 import httpx
 import numpy as np
@@ -26,8 +27,8 @@ def workers(start_server):
     return start_server("serving.transformer", "--workers", "2")[0]
 
 
-async def open_stream(port, **start):
-    socket = await websockets.connect(url(port), max_size=2**22)
+async def open_stream(port, path="/v1/stream", **start):
+    socket = await websockets.connect(url(port, path), max_size=2**22)
     await socket.send(json.dumps(START | start))
     return socket, json.loads(await socket.recv())
 
@@ -80,6 +81,9 @@ def test_the_last_to_resume_has_the_stream(workers):
         (lambda token: "A" + token[1:] if token[0] != "A" else "B" + token[1:], "bad_token"),
         (lambda token: secrets.token_urlsafe(21), "bad_token"),
         (lambda token: "", "bad_token"),
+        (lambda token: token + "==", "bad_token"),
+        (lambda token: token[:9] + "\n" + token[9:], "bad_token"),
+        (lambda token: token[:-1] + chr(ord(token[-1]) + 1), "bad_token"),  # another spelling of the same bytes
         (lambda token: "é" * 40, "bad_token"),
     ],
 )
@@ -107,6 +111,104 @@ def test_the_token_of_another_process_or_of_a_closed_stream_is_refused(workers, 
         return foreign["code"], over["code"]
 
     assert asyncio.run(run()) == ("bad_token", "no_resume")
+
+
+def test_a_stream_on_its_way_between_workers_is_waited_for(workers):
+    """Who resumes is cut at once, and tries again at once, again and again: the stream is never said to be gone."""
+
+    async def cut(token):
+        socket = await websockets.connect(url(workers))
+        await socket.send(json.dumps(START | {"resume_token": token}))
+        socket.transport.abort()
+
+    async def resume(token):
+        for _ in range(3):
+            await cut(token)
+        socket, answer = await open_stream(workers, resume_token=token)
+        socket.transport.abort()
+        return answer
+
+    async def run():
+        opened = [await open_stream(workers) for _ in range(8)]
+        answers = []
+        for _ in range(10):
+            answers += await asyncio.gather(*(resume(started["resume_token"]) for _, started in opened))
+        return answers
+
+    assert {answer["type"] for answer in asyncio.run(run())} == {"started"}
+
+
+def test_a_last_seq_that_was_never_sent_is_refused_and_the_stream_goes_on(workers):
+    async def run():
+        first, started = await open_stream(workers)
+        first.transport.abort()
+        _, refused = await open_stream(workers, resume_token=started["resume_token"], last_seq=5)
+        _, again = await open_stream(workers, resume_token=started["resume_token"])
+        return refused, again
+
+    refused, again = asyncio.run(run())
+    assert (refused["code"], again["type"]) == ("bad_message", "started")
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_another_key_is_told_the_same_wherever_the_stream_is(start_server, number):
+    keys = {"VOICEFLOW_API_KEYS": "ann:ann-0123456789abcdef,bob:bob-0123456789abcdef"}
+    port, _ = start_server("serving.transformer", "--workers", str(number + 1), env=os.environ | keys)
+
+    async def run():
+        _, started = await open_stream(f"{port}", path="/v1/stream?token=ann-0123456789abcdef")
+        told = []
+        for _ in range(8):
+            _, answer = await open_stream(
+                port, path="/v1/stream?token=bob-0123456789abcdef", resume_token=started["resume_token"]
+            )
+            told.append(answer["code"])
+        return told
+
+    assert set(asyncio.run(run())) == {"not_authorised"}
+
+
+def test_the_store_says_who_has_the_newest(start_server, redis, model, talk):
+    """Resumed on one server, on the other, and on the first again, which still has what it had."""
+    environment = {**os.environ, "VOICEFLOW_STORE": redis, "VOICEFLOW_TOKEN_KEY": secrets.token_hex(16)}
+    ports = [start_server("serving.transformer", env=environment)[0] for _ in range(2)]
+    pcm = (np.clip(talk, -1, 1) * 32767).astype("<i2").tobytes()
+
+    async def run():
+        finals, last_seq, position, token = {}, 0, 0, None
+
+        def take(message):
+            nonlocal last_seq
+            last_seq = max(last_seq, message.get("seq", 0))
+            if message["type"] == "segment" and message["final"]:
+                finals[message["id"]] = message
+            for row in message["segments"] if message["type"] == "revision" else []:
+                finals[row["id"]] |= row
+
+        for turn in range(6):
+            start = {"ack": True} if token is None else {"ack": True, "resume_token": token, "last_seq": last_seq}
+            socket, started = await open_stream(ports[turn % 2], **start)
+            assert started["type"] == "started", started
+            token, position = started["resume_token"], round(started["audio_s"] * 16_000) * 2
+            until = len(pcm) * (turn + 1) // 6 // 2 * 2
+            for begin in range(position, until, 3200):
+                await socket.send(pcm[begin : min(until, begin + 3200)])
+            if turn == 5:
+                await socket.send(json.dumps({"type": "close"}))
+                async for text in socket:
+                    take(json.loads(text))
+                break
+            saved = checkpoints(ports[turn % 2])
+            answered = 0.0
+            while answered < until / 32_000 - 1.5:
+                message = json.loads(await socket.recv())
+                take(message)
+                answered = message["audio_s"] if message["type"] == "ack" else answered
+            socket.transport.abort()
+            await asyncio.to_thread(eventually, partial(was_saved, ports[turn % 2], saved), "a save")
+        return sorted((m["start_s"], m["end_s"], m["speaker"]) for m in finals.values())
+
+    assert asyncio.run(run()) == expected(model, talk)
 
 
 def test_a_live_url_works_once_on_any_worker(workers, model, talk):
@@ -175,6 +277,10 @@ def checkpoints(port):
     return sum(float(line.split()[-1]) for line in lines if line.startswith("voiceflow_checkpoints_total"))
 
 
+def was_saved(port, before):
+    return checkpoints(port) > before
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_another_server_goes_on_with_the_streams_of_one_that_ends(start_server, redis, model, talk, how, tmp_path):
     environment = {**os.environ, "VOICEFLOW_STORE": redis, "VOICEFLOW_TOKEN_KEY": secrets.token_hex(16)}
@@ -233,7 +339,9 @@ def test_a_server_without_a_store_says_where_the_next_stream_begins(start_server
     assert np.any([speaker.endswith("~1") for _, _, speaker in turns])
 
 
-def test_a_predictor_that_is_killed_costs_a_pause(start_server, model, talk):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_predictor_that_ends_costs_a_pause(start_server, model, talk, how):
+    """In order it unloads its model first, and says for a while that it knows none."""
     ports, processes = [], []
     for _ in range(2):
         ports.append(start_server("serving.predictor", "--model", "pretrained", path="/v2/health/ready")[1])
@@ -247,7 +355,7 @@ def test_a_predictor_that_is_killed_costs_a_pause(start_server, model, talk):
         clients = [StreamClient(url(transformer)) for _ in range(6)]
         tasks = [asyncio.create_task(finals_of(client, script.audio())) for client in clients]
         await heard(clients, 4.0, tasks)
-        processes[0].kill()
+        processes[0].send_signal(how)
         script.say()
         return await asyncio.gather(*tasks), sum(client.reconnects for client in clients)
 

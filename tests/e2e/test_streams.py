@@ -221,6 +221,16 @@ BAD = [
     ([START | {"audio": {"encoding": "ogg_opus"}}, {"type": "close"}], "bad_audio", 4400),
     ([START, {"type": "update", "diarization": {"latency_s": 0.32}}], "bad_update", 4400),
     ([START, bytes(1_048_578)], "too_large", 4413),
+    (["[" * 100_000], "bad_message", 4400),
+    (["[" * 900], "bad_json", 4400),
+    (["[" + "1," * 5000 + "1]"], "bad_message", 4400),
+    ([START | {"audio": {"sample_rate": float("nan")}}], "bad_message", 4400),
+    ([START | {"audio": {"sample_rate": float("inf")}}], "bad_message", 4400),
+    ([START | {"diarization": {"latency_s": float("nan")}}], "bad_message", 4400),
+    ([START | {"last_seq": -1}], "bad_message", 4400),
+    ([{"type": "x" * 1_000_000}], "unknown_type", 4400),
+    ([START | {"audio": {"encoding": "x" * 1_000_000}}], "bad_encoding", 4400),
+    ([START | {"x" * 1_000_000: 1}], "bad_message", 4400),
 ]
 
 
@@ -246,6 +256,7 @@ def test_bad_messages_get_their_error_and_disturb_nobody(server, model, talk):
         assert (answer["code"], close) == (code, close_code), messages
         assert "Traceback" not in answer["message"]
         assert "expected" in answer["message"]
+        assert len(answer["message"]) < 1000
     assert turns == expected(model, talk)
 
 

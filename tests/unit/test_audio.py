@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from voiceflow.audio import StreamResampler, decode_pcm, load_audio, write_flac
+from voiceflow.audio import decode_pcm, load_audio, write_flac
 from voiceflow.errors import AudioFormatError, SampleRateError
 
 
@@ -69,33 +67,5 @@ def test_a_missing_file_is_told(tmp_path):
         load_audio(tmp_path / "none.wav")
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 3000), min_size=1, max_size=6), st.sampled_from([8000, 11025, 44100, 48000]))
-def test_resampling_a_stream_does_not_depend_on_packet_sizes(sizes, rate):
-    samples = (np.random.default_rng(2).standard_normal(sum(sizes)) * 0.1).astype(np.float32)
-    whole = StreamResampler(rate)
-    expected = np.concatenate([whole.push(samples), whole.push(samples[:0], last=True)])
-    stream, pieces, start = StreamResampler(rate), [], 0
-    for size in sizes:
-        pieces.append(stream.push(samples[start : start + size]))
-        start += size
-    pieces.append(stream.push(samples[:0], last=True))
-    assert np.array_equal(np.concatenate(pieces), expected)
-
-
 def test_pcm_is_scaled_to_one():
     assert decode_pcm(np.array([-32768, 0, 16384], "<i2").tobytes(), "pcm_s16le").tolist() == [-1.0, 0.0, 0.5]
-
-
-@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize("cut_s", [0.03, 0.3, 2.001])
-def test_a_resampler_goes_on_where_another_one_was(rate, cut_s):
-    noise = np.random.default_rng(rate).normal(0.0, 0.1, 3 * rate).astype(np.float32)
-    cut = int(cut_s * rate)
-    one, other = StreamResampler(rate), StreamResampler(rate)
-    one.push(noise[:cut])
-    other.from_plain(one.to_plain())
-    expected = one.push(noise[cut:], last=True)
-    got = other.push(noise[cut:], last=True)
-    assert len(got) == len(expected)
-    assert np.abs(got - expected).max() < 1e-6

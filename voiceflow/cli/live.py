@@ -25,6 +25,9 @@ def serve(
     model: Annotated[
         str, typer.Option(help="pretrained, a path, or models:/voiceflow-diarizer@champion.")
     ] = "champion",
+    host: Annotated[
+        str, typer.Option(envvar="VOICEFLOW_HOST", help="Address to listen on; 0.0.0.0 for all of this machine's.")
+    ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP and WebSocket port.")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="gRPC port (Open Inference Protocol).")] = 8081,
     workers: Annotated[
@@ -61,7 +64,7 @@ def serve(
     if model == "champion":
         model = _champion_or_pretrained()
     command = [sys.executable, "-m", "serving.transformer", "--model_name", "voiceflow-diarizer", "--model", model]
-    command += ["--http_port", str(http_port), "--grpc_port", str(grpc_port), "--workers", str(workers)]
+    command += ["--host", host, "--http_port", str(http_port), "--grpc_port", str(grpc_port), "--workers", str(workers)]
     options = {
         "--speed_limit": speed_limit,
         "--max_streams": max_streams,

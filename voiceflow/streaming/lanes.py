@@ -280,8 +280,13 @@ class Lanes:
             lookahead_B = np.concatenate([[lane.lookahead_steps for lane in flushing], lookahead_B])
         return features_BF, state_BN, lookahead_B
 
+    def are_ahead(self, rows_B: IntArray, now_s: float) -> npt.NDArray[np.bool_]:
+        """Whether lanes have been scored for more audio than the time that they are open, by the clock of `open`."""
+        is_ahead_B: npt.NDArray[np.bool_] = self.scored_C[rows_B] * STEP_S > now_s - self.opened_s_C[rows_B] + AHEAD_S
+        return is_ahead_B
+
     def _without_those_ahead(self, rows_B: IntArray, now_s: float) -> IntArray:
-        is_ahead_B = self.scored_C[rows_B] * STEP_S > now_s - self.opened_s_C[rows_B] + AHEAD_S
+        is_ahead_B = self.are_ahead(rows_B, now_s)
         if not is_ahead_B.any() or not (self.waiting_C[rows_B[~is_ahead_B]] > BEHIND_STEPS).any():
             return rows_B
         return rows_B[~is_ahead_B]
@@ -351,7 +356,10 @@ class Lanes:
         self.table.grow(capacity)
         self._features.grow(capacity)
         self.watch.grow(capacity)
-        self.state_CN = np.concatenate([self.state_CN, np.zeros((extra, self.state_CN.shape[1]), np.float32)])
+        # Rows that were never used take no memory: the rest of the new array is not written to.
+        state_CN = np.zeros((capacity, self.state_CN.shape[1]), np.float32)
+        state_CN[:before] = self.state_CN
+        self.state_CN = state_CN
         for name in ("waiting_C", "scored_C", "lookahead_C"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
         self.opened_s_C = np.concatenate([self.opened_s_C, np.zeros(extra)])

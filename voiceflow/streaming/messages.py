@@ -30,7 +30,7 @@ class AudioFormat(Message):
     """What the binary packets hold."""
 
     encoding: str = "pcm_s16le"
-    sample_rate: float = 16_000
+    sample_rate: float = Field(16_000, allow_inf_nan=False)
     channels: int = 1
 
 
@@ -65,7 +65,7 @@ class DiarizationOptions(Message):
     """What is wanted of the diarizer."""
 
     max_speakers: int | None = None
-    latency_s: float | None = None
+    latency_s: float | None = Field(None, allow_inf_nan=False)
     speakers: list[EnrolledSpeaker] = Field(default_factory=list, max_length=16)
 
 
@@ -77,7 +77,7 @@ class Start(Message):
     diarization: DiarizationOptions = DiarizationOptions()
     resume_token: str | None = None
     """Of a stream that was cut off: it goes on, with the settings it was opened with."""
-    last_seq: int = 0
+    last_seq: int = Field(0, ge=0)
     """With a resume token: `seq` of the last segment or revision that came; those after it are told again."""
     ack: bool = False
 
@@ -122,7 +122,16 @@ class Close(Message):
 
 ClientMessage = Start | Finalize | KeepAlive | Update | Close
 _ADAPTER: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+MAX_PARTS = 1000
+"""Values of a message, about; many more would take long to read, and no message has so many."""
+MAX_SHOWN = 80
 TYPES = ("start", "finalize", "keepalive", "update", "close")
+
+
+def shown(value: object) -> str:
+    """What a client sent, as an error shows it: not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def parse(text: str) -> ClientMessage:
@@ -131,21 +140,28 @@ def parse(text: str) -> ClientMessage:
     Raises:
         StreamError: `bad_json`, `unknown_type` or `bad_message`, with what was expected.
     """
+    if text.count(",") + text.count("[") > MAX_PARTS:
+        raise StreamError(
+            "bad_message", f"expected at most {MAX_PARTS} values in a message; audio goes in binary packets"
+        )
     try:
         value = json.loads(text)
+    except RecursionError as err:
+        raise StreamError("bad_message", f"expected a JSON object, got {text[:60]!r}") from err
     except ValueError as err:
         raise StreamError("bad_json", f"expected a JSON object, got {text[:60]!r}") from err
     if not isinstance(value, dict):
         raise StreamError("bad_json", f"expected a JSON object, got {type(value).__name__}")
     if value.get("type") not in TYPES:
-        raise StreamError("unknown_type", f"expected a type of {list(TYPES)}, got {value.get('type')!r}")
+        raise StreamError("unknown_type", f"expected a type of {list(TYPES)}, got {shown(value.get('type'))}")
     try:
         return _ADAPTER.validate_python(value)
     except ValidationError as err:
         fault = err.errors()[0]
         where = ".".join(str(part) for part in fault["loc"][1:])
         raise StreamError(
-            "bad_message", f"{value['type']}: expected another {where} ({fault['msg']}), got {fault['input']!r}"
+            "bad_message",
+            f"{value['type']}: expected another {where[:60]} ({fault['msg']}), got {shown(fault['input'])}",
         ) from err
 
 
@@ -159,7 +175,8 @@ def settings_of(start: Start, *, default_latency_s: float) -> StreamSettings:
         start = start.model_copy(update={"audio": AudioFormat(encoding="pcm_f32le")})
     if start.audio.encoding not in SAMPLE_BYTES:
         raise StreamError(
-            "bad_encoding", f"expected encoding {[*sorted(SAMPLE_BYTES), *COMPRESSED]}, got {start.audio.encoding!r}"
+            "bad_encoding",
+            f"expected encoding {[*sorted(SAMPLE_BYTES), *COMPRESSED]}, got {shown(start.audio.encoding)}",
         )
     if start.audio.sample_rate != int(start.audio.sample_rate) or not 8_000 <= start.audio.sample_rate <= 48_000:
         raise StreamError("bad_rate", f"expected a sample rate from 8000 to 48000 Hz, got {start.audio.sample_rate:g}")

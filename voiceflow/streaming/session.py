@@ -14,10 +14,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from voiceflow.audio import SAMPLE_BYTES, StreamResampler, check_rate, decode_pcm
+from voiceflow.audio import SAMPLE_BYTES, check_rate, decode_pcm
 from voiceflow.contract import ModelMetadata
 from voiceflow.errors import StreamError
 from voiceflow.features import ENERGY_FLOOR, STEP_FEATURES, FeatureStream
+from voiceflow.resampling import StreamResampler
 from voiceflow.runtime import initial_state
 from voiceflow.streaming import slots
 from voiceflow.streaming.events import Event, Segment
