@@ -100,7 +100,7 @@ train: setup ## Train by a profile of params.yaml: make train PROFILE=full
 	$(BIN)/voiceflow stage evaluate --profile $(PROFILE)
 	$(BIN)/voiceflow stage export --profile $(PROFILE)
 
-acceptance: setup tools ## What must hold, measured: make acceptance PART=model (start, thread, model, streams, rollout, data; SLOW=--slow for what takes longest, ITEM=3 for one number)
+acceptance: setup tools ## What must hold, measured: make acceptance PART=model (start, thread, model, streams, servers, rollout, data; SLOW=--slow for what takes longest, ITEM=3 for one number)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/voiceflow data ensure
 	$(BIN)/python -m benchmarks.acceptance $(or $(PART),thread) $(SLOW) $(if $(ITEM),--item $(ITEM))

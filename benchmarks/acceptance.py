@@ -12,7 +12,7 @@ from benchmarks.items import IS_TINY, Row
 from voiceflow.adapters.data_versions import git_commit
 
 RESULTS = Path("docs/results")
-PARTS = ("start", "thread", "model", "streams", "rollout", "data")
+PARTS = ("start", "thread", "model", "streams", "servers", "rollout", "data")
 
 
 def main() -> None:
@@ -20,7 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--slow", action="store_true", help="the items that take a quarter of an hour and more")
-    parser.add_argument("--item", default="", help="only the items of this number (start, streams, rollout, data)")
+    parser.add_argument(
+        "--item", default="", help="only the items of this number (start, streams, servers, rollout, data)"
+    )
     arguments = parser.parse_args()
     part = importlib.import_module(f"benchmarks.acceptance_{arguments.part}")
     path = RESULTS / f"{arguments.part}.json"

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.server import Server
@@ -11,10 +12,14 @@ from benchmarks.server import Server
 NUM_STREAMS = (1, 50, 200, 500, 1000)
 
 
-def load(server: Server, streams: int, *, seconds: float, protocol: str = "native") -> dict[str, Any]:
+def load(
+    server: Server, streams: int, *, seconds: float, protocol: str = "native", source: Path | None = None
+) -> dict[str, Any]:
     """What `voiceflow bench streams` says of so many streams; those that were refused are among its figures."""
     bench = [sys.executable, "-m", "voiceflow.cli", "bench", "streams", "--json", "--url", server.url]
     bench += ["--streams", str(streams), "--seconds", f"{seconds:g}", "--protocol", protocol]
+    if source is not None:
+        bench += ["--source", str(source)]
     done = subprocess.run(bench, capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         raise RuntimeError(f"bench streams: {done.stderr[-2000:]}")

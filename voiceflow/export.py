@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 
@@ -14,7 +15,7 @@ from voiceflow.config import DecisionConfig
 from voiceflow.contract import CONTRACT_VERSION, INPUTS, METADATA_KEY, OUTPUTS, ModelMetadata, StatePart, check_model
 from voiceflow.features import STEP_FEATURES
 from voiceflow.models.diarizer import Diarizer
-from voiceflow.runtime import StepModel
+from voiceflow.runtime import StepModel, initial_state
 from voiceflow.timebase import LOOKAHEAD_STEPS_BY_LATENCY_S, SAMPLE_RATE_HZ, STEP_SAMPLES
 
 FloatArray = npt.NDArray[np.float32]
@@ -22,8 +23,8 @@ FloatArray = npt.NDArray[np.float32]
 MODEL_NAME = "voiceflow-diarizer"
 MIN_QUANTISED_VALUES = 40_000
 """Matrices smaller than this stay fp32: nothing is gained, and the slots' comparison is kept exact."""
-INPUT_BOUND = 8.0
-"""Log-mel less the level, times 0.3: from silence under the loudest level to a tone at full scale over the lowest."""
+LEAST_REACH = 0.01
+"""Of the channel that reaches furthest: one that the sample left silent has a step all the same."""
 FUSED_DOMAIN = "com.microsoft"
 """ONNX Runtime's own operators: an integer product that is scaled as it is written costs a pass less over its sums."""
 
@@ -72,54 +73,58 @@ def export_fp32(net: Diarizer, path: Path, *, metadata: ModelMetadata, opset: in
     _save(model, path, metadata)
 
 
-def quantise_int8(source: Path, path: Path) -> None:
+def quantise_int8(source: Path, path: Path, streams: Sequence[FloatArray]) -> None:
     """int8: each large matrix product runs on 8-bit integers.
 
-    Weights get one scale a column; activations a fixed one, from how far they can reach, so that a
-    stream's answer does not depend on who else is being served (ONNX Runtime's own dynamic
-    quantisation takes one scale from the whole batch). Integer sums make a row's answer the same in
-    any batch.
+    Each channel of an activation has a step of its own, a 127th of how far it reached in a sample of
+    streams; the rows of the weights take it up. Weights get one scale a column. All scales are fixed, so
+    that a stream's answer does not depend on who else is being served (ONNX Runtime's own dynamic
+    quantisation takes one scale from the whole batch). Integer sums make a row's answer the same in any batch.
 
-    A row goes through the product twice: its 8-bit value, and the 8-bit remainder. A recurrent
-    network with a memory of minutes does not forgive 8 bits alone (docs/experiments.md).
+    With one step for all channels 8 bits are too few for a recurrent network with a memory of minutes:
+    a few channels reach five times as far as the others (docs/experiments.md).
 
-    Raises:
-        ValueError: A large matrix whose other factor has no known bound.
+    Args:
+        source: The fp32 file.
+        path: Where the int8 file goes.
+        streams: Features of each stream of the sample, shape (T, 640).
     """
     model = onnx.load(str(source))
     metadata = check_model(model, size_mb=0.0)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
+    products = {node.output[0]: matrix for node in graph.node if (matrix := _large_matrix(node, weights)) is not None}
+    given_names = [node.input[0] for node in graph.node if node.output[0] in products]
+    steps = {
+        name: np.maximum(reach_C, LEAST_REACH * reach_C.max()) / 127.0
+        for name, reach_C in _reaches(model, given_names, streams).items()
+    }
     nodes: list[Any] = []
-    added: dict[str, Any] = {"q_128": numpy_helper.from_array(np.array(128, np.uint8), "q_128")}
+    added: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> str:
         added[name] = numpy_helper.from_array(value, name)
         return name
 
-    quantised: set[str] = set()
+    one, zero = add("q_1", np.array(1.0, np.float32)), add("q_128", np.array(128, np.uint8))
     for node in graph.node:
-        matrix = _large_matrix(node, weights)
+        matrix = products.get(node.output[0])
         if matrix is None:
             nodes.append(node)
             continue
         given, product = node.input[0], node.output[0]
-        if given not in quantised:
-            quantised.add(given)
-            step = np.float32(_bound(given, producers, weights) / 127.0)
-            add(f"{given}_step", np.array(step))
-            add(f"{given}_fine_step", np.array(step / 254.0, np.float32))
-            nodes += _quantise(given)
-        scale_C = np.maximum(np.abs(matrix).max(axis=0), 1e-9) / 127.0
-        weight = add(f"{product}_weight", np.round(matrix / scale_C).astype(np.int8))
+        if f"{given}_gain" not in added:
+            # As a factor of its own: with a scale a channel QuantizeLinear takes several times as long.
+            gain = add(f"{given}_gain", (1.0 / steps[given]).astype(np.float32))
+            nodes.append(helper.make_node("Mul", [given, gain], [f"{given}_even"]))
+            nodes.append(helper.make_node("QuantizeLinear", [f"{given}_even", one, zero], [f"{given}_value"]))
+        rows = matrix * steps[given][:, None]
+        scale_C = np.maximum(np.abs(rows).max(axis=0), 1e-12) / 127.0
+        weight = add(f"{product}_weight", np.round(rows / scale_C).astype(np.int8))
         scale = add(f"{product}_scale", scale_C.astype(np.float32))
         bias = list(node.input[2:]) if node.op_type == "Gemm" else []
-        parts = [
-            _product(f"{given}_value", weight, f"{given}_step", scale, f"{product}_value", bias),
-            _product(f"{given}_remainder", weight, f"{given}_fine_step", scale, f"{product}_remainder", []),
-        ]
-        nodes += [*parts, helper.make_node("Add", [parts[0].output[0], parts[1].output[0]], [product])]
+        inputs = [f"{given}_value", weight, one, scale, zero, "", *bias]
+        nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [product], domain=FUSED_DOMAIN))
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -130,39 +135,25 @@ def quantise_int8(source: Path, path: Path) -> None:
     _save(model, path, metadata.model_copy(update={"precision": "int8"}))
 
 
-def _bound(name: str, producers: dict[str, Any], weights: dict[str, Any]) -> float:
-    """How far from zero the values of a tensor can be; what lies beyond is cut off."""
-    while name in producers:
-        node = producers[name]
-        if node.op_type == "LayerNormalization":
-            scale_H, shift_H = (np.abs(numpy_helper.to_array(weights[part])) for part in node.input[1:3])
-            return float((scale_H * np.sqrt(len(scale_H) - 1) + shift_H).max())
-        if node.op_type == "Concat":
-            return INPUT_BOUND
-        if node.op_type not in ("Gather", "Split", "Reshape", "Squeeze", "Unsqueeze"):
-            raise ValueError(
-                f"no bound is known for {name!r}, which comes from {node.op_type}: teach `_bound` its reach"
-            )
-        name = node.input[0]
-    return 1.0  # of the state, only what LSTM layers put out is multiplied: a sigmoid times a tanh
-
-
-def _quantise(given: str) -> list[Any]:
-    """Nodes that turn floats into uint8 around 128, and what that leaves into as many steps of 1/254 again."""
-    return [
-        helper.make_node("QuantizeLinear", [given, f"{given}_step", "q_128"], [f"{given}_value"]),
-        helper.make_node("DequantizeLinear", [f"{given}_value", f"{given}_step", "q_128"], [f"{given}_rounded"]),
-        helper.make_node("Sub", [given, f"{given}_rounded"], [f"{given}_left"]),
-        helper.make_node("QuantizeLinear", [f"{given}_left", f"{given}_fine_step", "q_128"], [f"{given}_remainder"]),
-    ]
-
-
-def _product(given: str, weight: str, step: str, scale: str, output: str, bias: list[str]) -> Any:
-    """One integer product whose sums are scaled as they are written."""
-    optional = ["q_128", "", *bias]
-    return helper.make_node(
-        "MatMulIntegerToFloat", [given, weight, step, scale, *optional], [f"{output}_product"], domain=FUSED_DOMAIN
-    )
+def _reaches(model: Any, names: Sequence[str], streams: Sequence[FloatArray]) -> dict[str, FloatArray]:
+    """How far from zero each channel of some tensors gets while streams are scored; each of shape (channels,)."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    names = list(dict.fromkeys(names))
+    tapped.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
+    metadata = check_model(model, size_mb=0.0)
+    state_BN = np.repeat(initial_state(metadata)[None], len(streams), axis=0)
+    lookahead_B = np.full(len(streams), max(metadata.lookahead_steps))
+    reaches: dict[str, FloatArray] = {}
+    for step in range(max(map(len, streams))):
+        features_BF = np.stack([features_TF[step % len(features_TF)] for features_TF in streams])
+        given = dict(zip(INPUTS, (features_BF[:, None], state_BN, lookahead_B), strict=True))
+        _, state_BN, *values = session.run([*OUTPUTS, *names], given)
+        for name, value in zip(names, values, strict=True):
+            reach_C = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            reaches[name] = np.maximum(reaches.get(name, reach_C), reach_C)
+    return reaches
 
 
 def _large_matrix(node: Any, weights: dict[str, Any]) -> FloatArray | None:

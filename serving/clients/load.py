@@ -186,6 +186,8 @@ class Load:
         self.num_packets = round(seconds / packet_s)
         self.seconds = self.num_packets * packet_s
         self.streams = [LoadStream(self, number) for number in range(streams)]
+        self.on_sent: Callable[[], object] = lambda: None
+        """Called when all audio was sent and all streams are there still."""
         self._packet_bytes = int(packet_s * SAMPLE_RATE_HZ) * 2
         pcm = (np.clip(samples_N, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
         self._pcm = pcm + pcm[: self._packet_bytes]
@@ -231,6 +233,7 @@ class Load:
         await asyncio.gather(*(connect(stream) for stream in self.streams))
         await self._until(lambda stream: stream.is_ready or stream.is_closed or stream.failure is not None)
         await self._send_all()
+        self.on_sent()
         if self.protocol.last is not None:
             for stream in self.streams:
                 if stream.transport is not None and not stream.is_closed:
@@ -311,7 +314,11 @@ class Watch:
         self._processes = [one for one in psutil.process_iter() if _listens(one, port)]
         for process in tuple(self._processes):
             self._processes += [child for child in process.children(recursive=True) if child not in self._processes]
-        self._before = self._read()
+        self._before = self._full = self._read()
+
+    def look(self) -> None:
+        """The server holds as much as it ever will."""
+        self._full = self._read()
 
     def result(self, stream_seconds: float) -> dict[str, Any]:
         """What was used since the watch began."""
@@ -326,7 +333,8 @@ class Watch:
             server_s = after["server_s"] - before["server_s"]
             row["server_cores"] = round(server_s / wall_s, 3)
             row["server_us_per_stream_second"] = round(1e6 * server_s / stream_seconds, 1)
-            row["server_pss_mb"] = round(after["pss_mb"], 1)
+            row["server_pss_mb"] = round(max(after["pss_mb"], self._full["pss_mb"]), 1)
+            row["server_empty_mb"], row["server_full_mb"] = (round(one["uss_mb"], 1) for one in (before, self._full))
             row["server_processes"] = len(self._processes)
         return row
 
@@ -335,13 +343,15 @@ class Watch:
 
         machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
         times = [process.cpu_times() for process in self._processes if process.is_running()]
+        memory = [process.memory_full_info() for process in self._processes if process.is_running()]
         return {
             "wall_s": time.monotonic(),
             "steal_s": getattr(machine, "steal", 0.0),
             "idle_s": machine.idle,
             "client_s": own.user + own.system,
             "server_s": sum(one.user + one.system for one in times),
-            "pss_mb": sum(one.memory_full_info().pss for one in self._processes if one.is_running()) / 2**20,
+            "pss_mb": sum(one.pss for one in memory) / 2**20,
+            "uss_mb": sum(one.uss for one in memory) / 2**20,
         }
 
 

@@ -22,13 +22,13 @@ def net(params):
 
 
 @pytest.fixture(scope="module")
-def exported(net, params, tmp_path_factory):
+def exported(net, params, talk, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     metadata = make_metadata(
         net, version="9.9.9", decision=params.decision, data_revision="d", git_commit="c", run_id=""
     )
     export_fp32(net, folder / "fp32.onnx", metadata=metadata, opset=params.export.opset)
-    quantise_int8(folder / "fp32.onnx", folder / "int8.onnx")
+    quantise_int8(folder / "fp32.onnx", folder / "int8.onnx", [step_features(talk)])
     return folder
 
 

@@ -102,6 +102,7 @@ def bench_streams(
         latency_s=latency,
     )
     watch = Watch(parts.port or 80)
+    load.on_sent = watch.look
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(load.run())
     row = load.result()

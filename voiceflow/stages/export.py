@@ -30,6 +30,8 @@ from voiceflow.timebase import lookahead_steps
 
 FILES = {"fp32": "diarizer.fp32.onnx", "int8": "diarizer.int8.onnx", "fp16": "diarizer.fp16.onnx"}
 PARITY_STREAMS = 4
+SAMPLE_STREAMS = 32
+"""Recordings of dev by which the int8 file's steps are chosen."""
 
 
 def export(
@@ -51,7 +53,7 @@ def export(
         config: Opset and gates.
         evaluation: Latency at which DER is measured.
         trained: Output of `train`.
-        dataset: Output of `prepare`: parity and DER are measured on its test split.
+        dataset: Output of `prepare`: parity and DER are measured on its test split, int8 steps chosen by dev.
         output: Folder of the files.
         version: Semantic version of the model.
         data_revision: DVC revision of the data it was trained on.
@@ -70,7 +72,8 @@ def export(
     progress("export fp32", 0, 5)
     export_fp32(net, paths["fp32"], metadata=metadata, opset=config.opset)
     progress("quantise int8 and fp16", 1, 5)
-    quantise_int8(paths["fp32"], paths["int8"])
+    sample = (read_recordings(dataset, "dev") or held_out(dataset))[:SAMPLE_STREAMS]
+    quantise_int8(paths["fp32"], paths["int8"], [step_features(read_samples(dataset, row)) for row in sample])
     convert_fp16(paths["fp32"], paths["fp16"])
     progress("parity of whole streams", 2, 5)
     recordings = held_out(dataset)
