@@ -91,6 +91,11 @@ class Tokens:
         return hmac.digest(self._key, purpose.encode() + b"\0" + raw, hashlib.sha256)[:MARK_BYTES]
 
 
+def owner_of(saved: bytes) -> str:
+    """Whose key opened the conversation of a `Conversation.save`."""
+    return str(msgpack.unpackb(saved)["owner"])
+
+
 @dataclass(eq=False)
 class Conversation:
     """A stream, the messages it gave rise to, and whoever listens."""

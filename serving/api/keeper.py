@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.api.conversation import Conversation, Listener, Tokens
+from serving.api.conversation import Conversation, Listener, Tokens, owner_of
 from serving.api.store import Store
 from serving.tracing import Tracer
 from serving.transformer import metrics
@@ -111,13 +111,8 @@ class Keeper:
         return found
 
     async def _find(self, session_id: str, owner: str) -> Conversation:
-        while session_id in self._leaving:
-            await self._leaving[session_id].wait()
-        found = self.kept.get(session_id)
-        if found is not None and await self._is_elsewhere(session_id):
-            self._lose(found)
-            found = None
-        if found is not None and self.kept.get(session_id) is found:
+        found = await self._here(session_id)
+        if found is not None:
             return found
         # Whoever asked may be cut off before the stream is here; the next one to ask waits for the same.
         key = session_id, owner
@@ -126,6 +121,20 @@ class Keeper:
             coming = self._coming[key] = asyncio.get_running_loop().create_task(self._fetch(session_id, owner))
             coming.add_done_callback(lambda task: self._came(key, task))
         return await asyncio.shield(coming)
+
+    async def _here(self, session_id: str) -> Conversation | None:
+        """A conversation that is kept here, is the newest there is, and is not being given away."""
+        while True:
+            while session_id in self._leaving:
+                await self._leaving[session_id].wait()
+            found = self.kept.get(session_id)
+            if found is None:
+                return None
+            is_elsewhere = await self._is_elsewhere(session_id)
+            if session_id not in self._leaving and self.kept.get(session_id) is found:  # nothing happened meanwhile
+                if is_elsewhere:
+                    self._lose(found)
+                return None if is_elsewhere else found
 
     def _came(self, key: tuple[str, str], task: asyncio.Task[Conversation]) -> None:
         del self._coming[key]
@@ -151,10 +160,10 @@ class Keeper:
     async def _fetch(self, session_id: str, owner: str) -> Conversation:
         """The conversation from another worker or the store; it is here then, with nobody listening."""
         saved = await self.fetch(session_id, owner)
+        if saved is None and self.store is not None:
+            saved = await self._stored(session_id, owner)
         if saved == NOT_YOURS:
             raise not_yours()
-        if saved is None and self.store is not None:
-            saved = await self._stored(session_id)
         if saved is None:
             raise StreamError(
                 "no_resume",
@@ -179,10 +188,13 @@ class Keeper:
             self.keep(found)
         return found
 
-    async def _stored(self, session_id: str) -> bytes | None:
+    async def _stored(self, session_id: str, owner: str) -> bytes | None:
         assert self.store is not None
         try:
-            return await self.store.take(session_id)
+            saved = await self.store.get(session_id)
+            if saved is None or owner_of(saved) == owner:
+                return None if saved is None else await self.store.take(session_id)
+            return NOT_YOURS  # whose it is goes on with it where it is
         except PlatformError as err:
             logger.warning("a stream cannot be resumed now: %s", err)
             raise StreamError(
@@ -253,12 +265,8 @@ class Keeper:
         coming = [task for (id_, _), task in self._coming.items() if id_ == session_id]
         if coming:
             await asyncio.wait(coming, timeout=COMING_S)
-        while session_id in self._leaving:
-            await self._leaving[session_id].wait()
-        found = self.kept.get(session_id)
-        if found is not None and await self._is_elsewhere(session_id):
-            self._lose(found)
-        if found is None or self.kept.get(session_id) is not found:
+        found = await self._here(session_id)
+        if found is None:
             return None
         if found.owner != owner:
             return NOT_YOURS

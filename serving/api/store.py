@@ -101,6 +101,14 @@ class Store:
         owner = await self._asked(self._redis.get(_key("owner", session_id)))
         return owner is not None and owner.decode() != self.owner
 
+    async def get(self, session_id: str) -> bytes | None:
+        """A saved stream, which stays whose it is; None if there is none.
+
+        Raises:
+            PlatformError: Redis does not answer.
+        """
+        return self._opened(session_id, await self._asked(self._redis.get(_key("stream", session_id))))
+
     async def take(self, session_id: str) -> bytes | None:
         """A saved stream, which is this server's from now on; None if there is none.
 
@@ -108,6 +116,9 @@ class Store:
             PlatformError: Redis does not answer.
         """
         sealed = await self._asked(self._take(keys=_keys(session_id), args=[self.owner, self._keep_s]))
+        return self._opened(session_id, sealed)
+
+    def _opened(self, session_id: str, sealed: bytes | None) -> bytes | None:
         if sealed is None:
             return None
         try:

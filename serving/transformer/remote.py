@@ -23,7 +23,13 @@ PATIENCE_S = 30.0
 """So long a step waits for some replica; meanwhile audio is kept, and clients see a pause."""
 TRY_AGAIN_S = 0.05
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-LASTING = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+LASTING = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 """What another try would end in as well, where all replicas say so: one that is stopping has unloaded its model."""
 
 
