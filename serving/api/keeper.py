@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from serving.api.conversation import Conversation, Listener, Tokens, owner_of
@@ -21,6 +22,8 @@ Fetch = Callable[[str, str], Awaitable[bytes | None]]
 
 COMING_S = 2.0
 """So long another worker waits for a conversation on its way here: two that ask each other have none."""
+MAX_TRIES = 20
+"""To get hold of a conversation that others ask for as well."""
 NOT_YOURS = b"not yours"
 """In place of a conversation that was opened with another key."""
 
@@ -111,16 +114,21 @@ class Keeper:
         return found
 
     async def _find(self, session_id: str, owner: str) -> Conversation:
-        found = await self._here(session_id)
-        if found is not None:
-            return found
-        # Whoever asked may be cut off before the stream is here; the next one to ask waits for the same.
-        key = session_id, owner
-        coming = self._coming.get(key)
-        if coming is None:
-            coming = self._coming[key] = asyncio.get_running_loop().create_task(self._fetch(session_id, owner))
-            coming.add_done_callback(lambda task: self._came(key, task))
-        return await asyncio.shield(coming)
+        for _ in range(MAX_TRIES):
+            found = await self._here(session_id)
+            if found is not None:
+                return found
+            # Whoever asked may be cut off before the stream is here; the next one to ask waits for the same.
+            key = session_id, owner
+            coming = self._coming.get(key)
+            if coming is None:
+                coming = self._coming[key] = asyncio.get_running_loop().create_task(self._fetch(session_id, owner))
+                coming.add_done_callback(partial(self._came, key))
+            found = await asyncio.shield(coming)
+            if self.kept.get(session_id) is found and session_id not in self._leaving:
+                return found
+            # Another worker's client asked for it as soon as it was here.
+        raise StreamError("unavailable", "others resume this stream all the time; try again", retry_after_s=1.0)
 
     async def _here(self, session_id: str) -> Conversation | None:
         """A conversation that is kept here, is the newest there is, and is not being given away."""
