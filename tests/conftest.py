@@ -178,6 +178,22 @@ def segments() -> dict[str, list[Segment]]:
     return rows
 
 
+def dvc_repository(folder: Path, *remote: str) -> Callable[..., None]:
+    """A new git repository under DVC with a remote; returns what runs a command in it (`dvc` first for DVC's)."""
+
+    def run(*command: str) -> None:
+        whole = (sys.executable, "-m", *command) if command[0] == "dvc" else command
+        subprocess.run(whole, cwd=folder, check=True, capture_output=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    run("git", "init", "-q", "-b", "main")
+    run("git", "config", "user.email", "test@example.org")
+    run("git", "config", "user.name", "test")
+    run("dvc", "init", "-q")
+    run("dvc", "remote", "add", "-q", "-d", *remote)
+    return run
+
+
 def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -1,6 +1,7 @@
 """KServe without what no server of ours uses of it: pandas, pyarrow, the client of Kubernetes' API: 120 MB in all."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -34,9 +35,8 @@ def import_kserve() -> None:
     for name in absent:
         sys.modules[name] = _StandIn(name)
     try:
-        import kserve.model_server
-        import kserve.protocol.grpc.server
-        import kserve.protocol.rest.server  # noqa: F401
+        for name in ("model_server", "protocol.grpc.server", "protocol.rest.server"):
+            import_module(f"kserve.{name}")
     finally:
         for name in absent:
             del sys.modules[name]

@@ -38,10 +38,13 @@ class KServe:
         *,
         provenance: Provenance | None = None,
     ) -> None:
-        from serving.predictor.model import StepPredictor  # comes first: it brings KServe without what is not used
+        from serving.predictor.lean import import_kserve
 
-        from kserve import Model, ModelServer  # isort: skip
-        from kserve.model_server import app  # isort: skip
+        import_kserve()  # before the next lines would bring all of it
+        from kserve import Model, ModelServer
+        from kserve.model_server import app
+
+        from serving.predictor.model import StepPredictor
 
         app.router.routes.extend(routes)
         app.add_middleware(HttpGuard, access=access)

@@ -102,7 +102,9 @@ def load_variant(
         SignatureError: Unsigned, or changed since.
     """
     if served.uri.startswith(REMOTE):
-        import serving.predictor  # noqa: F401  (comes first: it brings KServe without what is not used)
+        from serving.predictor.lean import import_kserve
+
+        import_kserve()  # before the next line would bring all of it
         from serving.transformer.remote import PATIENCE_S, RemotePredictor
 
         patience_s = PATIENCE_S if role == "champion" else IMPATIENCE_S

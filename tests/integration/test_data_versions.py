@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.conftest import dvc_repository
 from voiceflow.adapters.data_versions import data_commit, digest_of, fetch, revision_of, tracked_folders
 from voiceflow.errors import DataError, PlatformError
 
@@ -12,22 +13,12 @@ from voiceflow.errors import DataError, PlatformError
 def origin(tmp_path_factory):
     """A git repository whose data has two versions under DVC, the second not committed."""
     folder = tmp_path_factory.mktemp("origin") / "repo"
-    folder.mkdir()
-
-    def run(*command):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    dvc = (sys.executable, "-m", "dvc")
-    run("git", "init", "-q")
-    run("git", "config", "user.email", "test@example.org")
-    run("git", "config", "user.name", "test")
-    run(*dvc, "init", "-q")
-    run(*dvc, "remote", "add", "-q", "-d", "local", str(folder.parent / "remote"))
+    run = dvc_repository(folder, "local", str(folder.parent / "remote"))
     for version in ("first", "second"):
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / "words.txt").write_text(version)
-        run(*dvc, "add", "-q", "data")
-        run(*dvc, "push", "-q")
+        run("dvc", "add", "-q", "data")
+        run("dvc", "push", "-q")
         if version == "first":
             run("git", "add", ".")
             run("git", "commit", "-q", "-m", "first")

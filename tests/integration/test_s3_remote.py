@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from benchmarks.server import free_port
-from tests.conftest import eventually
+from tests.conftest import dvc_repository, eventually
 from voiceflow.adapters.data_versions import fetch
 from voiceflow.errors import PlatformError
 
@@ -45,24 +45,15 @@ def environment():
 def origin(tmp_path_factory, s3, environment):
     """A repository whose data has two versions in the bucket, and none of it in its cache any more."""
     folder = tmp_path_factory.mktemp("origin") / "repo"
+    run = dvc_repository(folder, "team", f"s3://{BUCKET}/team")
     (folder / "data" / "talks").mkdir(parents=True)
-    dvc = [sys.executable, "-m", "dvc"]
-
-    def run(*command):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    run("git", "init", "-q", "-b", "main")
-    run("git", "config", "user.email", "test@example.org")
-    run("git", "config", "user.name", "test")
-    run(*dvc, "init", "-q")
-    run(*dvc, "remote", "add", "-q", "-d", "team", f"s3://{BUCKET}/team")
-    run(*dvc, "remote", "modify", "-q", "team", "endpointurl", s3)
+    run("dvc", "remote", "modify", "-q", "team", "endpointurl", s3)
     for version, (name, turns) in enumerate({"one": [(1.0, 2.0)], "two": [(1.0, 2.0), (4.0, 3.0)]}.items()):
         (folder / "data" / "talks" / f"{name}.wav").write_bytes(name.encode())
         lines = [f"SPEAKER {name} 1 {start} {length} <NA> <NA> s{start:.0f} <NA> <NA>" for start, length in turns]
         (folder / "data" / "talks" / f"{name}.rttm").write_text("\n".join(lines) + "\n")
-        run(*dvc, "add", "-q", "data/talks")
-        run(*dvc, "push", "-q")
+        run("dvc", "add", "-q", "data/talks")
+        run("dvc", "push", "-q")
         run("git", "add", ".")
         run("git", "commit", "-q", "-m", f"version {version}")
     for left in (".dvc/cache", "data/talks"):
